@@ -1,0 +1,109 @@
+"""The Backend protocol, and finding a backend by its name: one provider is one file in this folder."""
+
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from typing import Protocol
+
+from gpujobs.clock import Clock
+from gpujobs.errors import BadInput
+from gpujobs.models import Access, Event, Image, ImageRef, Machine, Offer
+from gpujobs.recipe import Recipe, Resources
+from gpujobs.settings import Account, Settings
+
+
+class Backend(Protocol):
+    """One GPU provider. Each method is one quick exchange with it; none waits.
+
+    Every method may raise BadCredentials, Refused or Unavailable. Safe to call from many threads.
+    """
+
+    name: str
+    has_snapshots: bool
+    """Whether power_off can save the disk as an image."""
+    ends_itself: bool
+    """Whether a machine can end its own rent (the dead-man needs nobody here); where not, the reaper is the guard."""
+    work_root: str
+    """The folder on a machine under which each attempt has its own; on the data disk."""
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuse, before anything is rented, what this provider cannot do; raises BadInput with the remedy."""
+        ...
+
+    def offers(self, want: Resources) -> Sequence[Offer]:
+        """Give what fits `want` and is free now, cheapest first, in the regions that it allows.
+
+        Raises BadInput where a region or GPU is unknown here, naming the nearest known ones. Empty: no stock.
+        """
+        ...
+
+    def create(self, recipe: Recipe, offer: Offer, *, name: str, image: str, count: int = 1) -> Machine:
+        """Rent `count` machines of `offer` under `name`, booting `image`. Sent once, never repeated.
+
+        Raises NoCapacity where nothing is free, Refused where the request is wrong (an unknown image),
+        Ambiguous where it may or may not have acted.
+        """
+        ...
+
+    def find(self, prefix: str) -> Sequence[Machine]:
+        """List every machine whose name begins with `prefix`, whatever its status: the truth on what costs money."""
+        ...
+
+    def events(self, machines: Sequence[Machine]) -> Sequence[Event]:
+        """Give what has happened to `machines`, oldest first; one that is no longer listed has a GONE event.
+
+        One list call for all of them where the provider has one, else one call a machine.
+        """
+        ...
+
+    def access(self, machine: Machine) -> Access | None:
+        """Say how to reach it; None while the provider does not tell yet."""
+        ...
+
+    def refresh(self, machine: Machine) -> Machine:
+        """Describe `machine` anew: unit, host, price, status. Raises NotFound."""
+        ...
+
+    def power_off(self, machine: Machine, *, snapshot: ImageRef | None = None) -> str:
+        """Ask it to stop, saving its disk under `snapshot`; idempotent. Gives the saved image's reference, or ""."""
+        ...
+
+    def power_on(self, machine: Machine) -> None:
+        """Start a machine that was powered off and kept; idempotent. Raises Refused where there is no such way."""
+        ...
+
+    def release(self, machine: Machine) -> None:
+        """Ask for its end: nothing of it is billed afterwards. Idempotent; already gone is success."""
+        ...
+
+    def avoid(self, machine: Machine, *, why: str) -> bool:
+        """Keep our next machines off its host; False where the provider has no such way."""
+        ...
+
+    def images(self) -> Sequence[Image]:
+        """List the images that can be booted, as far as the provider lists them."""
+        ...
+
+
+class Factory(Protocol):
+    """What each backend's module calls `open_backend`."""
+
+    def __call__(self, account: Account, *, clock: Clock) -> Backend:
+        """Make the backend for `account`; sends nothing yet."""
+        ...
+
+
+def names() -> Sequence[str]:
+    """Name every backend: the public modules of this folder, by name."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+
+
+def load(name: str, settings: Settings, *, clock: Clock) -> Backend:
+    """Open the backend `name`; raises BadInput where it is unknown, or has no token."""
+    if name not in names():
+        raise BadInput(f"there is no backend {name}; known are: {', '.join(names())}")
+    account = settings.account(name)
+    if not account.token:
+        raise BadInput(f"{name.upper()}_TOKEN is not set; get a token in the provider's console and export it")
+    factory: Factory = importlib.import_module(f"{__name__}.{name}").open_backend
+    return factory(account, clock=clock)

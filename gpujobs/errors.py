@@ -1,0 +1,135 @@
+"""Every error that gpujobs raises, named by how a caller reacts to it.
+
+GpujobsError
+├── BadInput                the user mends a file, a flag or a setting; nothing was rented        exit 2
+│   └── BadCredentials      the provider refused the token                                       exit 2
+├── ProviderError           a provider's answer
+│   ├── Refused             it understood and said no: the same request will fail again           exit 2
+│   │   ├── NoCapacity      nothing free now: try the next offer, or wait                         exit 3
+│   │   └── NotFound        it does not know this id; for a release that is success               exit 2
+│   ├── Unavailable         it cannot answer now: ask again later (carries retry_after_s)         exit 70
+│   └── Ambiguous           the request may or may not have acted: look before asking again       exit 70
+├── Unreachable             no SSH now: try again until the deadline                              exit 6
+│   └── AuthRefused         the password or key is refused now (a machine may still be booting)   exit 6
+├── HostKeyChanged          another machine answers at this address: never go on                  exit 6
+├── RemoteFailure           a command of ours on the machine failed                               exit 70
+├── TransferFailed          what arrived is not what was sent                                     exit 70
+│   └── UnsafeArchive       what the machine sent must not be unpacked here                       exit 70
+├── JobFailed               the recipe's own work failed                                          exit 1
+├── Cancelled               somebody asked to stop                                                exit 4
+├── OverLimit               budget or time is used up                                             exit 5
+├── MachineLost             the machine went away under the work                                  exit 6
+│   └── BootTimeout         it was not reachable within its deadline                              exit 6
+└── Busy                    another living process drives this run                                exit 70
+"""
+
+from typing import ClassVar
+
+
+class GpujobsError(Exception):
+    """Anything that gpujobs reports; `exit_code` is what the command ends with."""
+
+    exit_code: ClassVar[int] = 70
+
+
+class BadInput(GpujobsError):
+    """The user mends a file, a flag or a setting; nothing was rented."""
+
+    exit_code = 2
+
+
+class BadCredentials(BadInput):
+    """The provider refused the token."""
+
+
+class ProviderError(GpujobsError):
+    """A provider's answer that is not the one asked for."""
+
+
+class Refused(ProviderError):
+    """The provider understood and said no; the same request will fail again."""
+
+    exit_code = 2
+
+
+class NoCapacity(Refused):
+    """Nothing that fits is free now."""
+
+    exit_code = 3
+
+
+class NotFound(Refused):
+    """The provider does not know this id."""
+
+
+class Unavailable(ProviderError):
+    """The provider cannot answer now; ask again after `retry_after_s` (None: it did not say)."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        """Keep how long the provider asked us to wait, in seconds."""
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Ambiguous(ProviderError):
+    """The request may have acted or not: search by name before another attempt."""
+
+
+class Unreachable(GpujobsError):
+    """No SSH connection now; try again until the deadline."""
+
+    exit_code = 6
+
+
+class AuthRefused(Unreachable):
+    """The password or key is refused now; a machine that boots may accept it later."""
+
+
+class HostKeyChanged(GpujobsError):
+    """Another machine answers at this address."""
+
+    exit_code = 6
+
+
+class RemoteFailure(GpujobsError):
+    """A command of gpujobs on the machine failed, or its answer is not one of ours."""
+
+
+class TransferFailed(GpujobsError):
+    """What arrived is not what was sent."""
+
+
+class UnsafeArchive(TransferFailed):
+    """What the machine sent must not be unpacked here."""
+
+
+class JobFailed(GpujobsError):
+    """The recipe's own set-up or work failed."""
+
+    exit_code = 1
+
+
+class Cancelled(GpujobsError):
+    """Somebody asked the run to stop."""
+
+    exit_code = 4
+
+
+class OverLimit(GpujobsError):
+    """The run's budget or time is used up."""
+
+    exit_code = 5
+
+
+class MachineLost(GpujobsError):
+    """The machine went away under the work."""
+
+    exit_code = 6
+
+
+class BootTimeout(MachineLost):
+    """The machine was not reachable within its deadline."""
+
+
+class Busy(GpujobsError):
+    """Another living process drives this run."""

@@ -1,0 +1,287 @@
+"""What to run, as the user writes it: the recipe's model. Reading it from a file is `recipe_file`'s."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    field_validator,
+    model_validator,
+)
+
+ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)")
+_DURATION_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_AT_LEAST = re.compile(r"(\d+)\+?")
+_ACCELERATOR = re.compile(r"(?P<name>[^:]+?)\s*(?::\s*(?P<count>[1-9]\d?))?")
+_CUDA = re.compile(r"(\d{1,2})\.(\d)\+?")
+_INFRA = re.compile(r"[a-z][a-z0-9_]*(/[^/\s]+)?")
+
+
+def _duration_s(value: Any) -> Any:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} has no unit; write it with one, as 90s, 30m, 6h or 2d")  # noqa: TRY004 - pydantic
+    parts = _DURATION.findall(value)
+    if not parts or "".join(number + unit for number, unit in parts) != value.replace(" ", ""):
+        raise ValueError(f"{value!r} is not a duration; write 90s, 30m, 6h, 2d or 1h30m")
+    return round(sum(float(number) * _DURATION_S[unit] for number, unit in parts))
+
+
+def _at_least(value: Any) -> Any:
+    if isinstance(value, str):
+        found = _AT_LEAST.fullmatch(value.strip())
+        if found is None:
+            raise ValueError(f"{value!r} is not a number; write 4 or 4+, both mean at least 4")
+        return int(found[1])
+    return value
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _lines(value: Any) -> Any:
+    return "\n".join(value) if isinstance(value, list) and all(isinstance(line, str) for line in value) else value
+
+
+def _plain_text(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("must not contain a NUL character")
+    return value
+
+
+Seconds = Annotated[
+    int,
+    BeforeValidator(_duration_s, json_schema_input_type=str),
+    PlainSerializer(lambda seconds: f"{seconds}s", return_type=str),
+]
+AtLeast = Annotated[int, BeforeValidator(_at_least, json_schema_input_type=int | str), Field(ge=1)]
+Names = Annotated[list[str], BeforeValidator(_listed, json_schema_input_type=list[str] | str)]
+Script = Annotated[
+    str, BeforeValidator(_lines, json_schema_input_type=str | list[str]), Field(max_length=200_000, min_length=1)
+]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, str_strip_whitespace=True)
+
+
+class Volume(_Strict):
+    """A data disk."""
+
+    path: str = Field(pattern=r"^/[^\0]*$", description="Where it is mounted on the machine")
+    size: int = Field(ge=1, le=100_000, description="Size in GB")
+
+
+class Resources(_Strict):
+    """What machine the work needs."""
+
+    infra: Names = Field(default=[], description="backend or backend/region, in order of preference; empty: all")
+    accelerators: Names = Field(
+        validation_alias=AliasChoices("accelerators", "gpu"),
+        min_length=1,
+        description="NAME[:COUNT]; several mean any of these, cheapest first",
+    )
+    cpus: AtLeast = Field(default=1, description="At least so many CPU cores")
+    memory: AtLeast = Field(default=1, description="At least so much memory, in GB")
+    cuda: str = Field(default="", description='CUDA version that the driver must support, as "11.8+"')
+    image: str | dict[str, str] = Field(default="", description="The provider's image, or snapshot:NAME[:TAG]")
+    max_price: float | None = Field(default=None, gt=0, description="CNY per hour and machine")
+    volumes: list[Volume] = []
+
+    @field_validator("infra")
+    @classmethod
+    def _infra(cls, value: list[str]) -> list[str]:
+        for item in value:
+            if not _INFRA.fullmatch(item):
+                raise ValueError(f"{item!r} is not a place; write a backend or backend/region, as autodl/westDC2")
+        return value
+
+    @field_validator("accelerators")
+    @classmethod
+    def _accelerators(cls, value: list[str]) -> list[str]:
+        for item in value:
+            if not _ACCELERATOR.fullmatch(item):
+                raise ValueError(f"{item!r} is not a GPU; write NAME or NAME:COUNT, as RTX 4090:1")
+        return value
+
+    @field_validator("cuda")
+    @classmethod
+    def _cuda(cls, value: str) -> str:
+        if value and not _CUDA.fullmatch(value):
+            raise ValueError(f'{value!r} is not a CUDA version; write it quoted, as "11.8+"')
+        return value
+
+    @property
+    def wanted(self) -> Sequence[tuple[str, int]]:
+        """GPU names with how many of each, as wanted."""
+        found = [_ACCELERATOR.fullmatch(item) for item in self.accelerators]
+        return [(match["name"].strip(), int(match["count"] or 1)) for match in found if match]
+
+    @property
+    def cuda_at_least(self) -> int | None:
+        """The CUDA version as an integer, 118 for 11.8; None where any will do."""
+        found = _CUDA.fullmatch(self.cuda)
+        return int(found[1]) * 10 + int(found[2]) if found else None
+
+    def image_for(self, backend: str) -> str:
+        """Give the image for `backend`, "" where the recipe leaves it to the backend."""
+        return self.image.get(backend, "") if isinstance(self.image, dict) else self.image
+
+    def regions_for(self, backend: str) -> Sequence[str] | None:
+        """Give the regions of `backend` in order; empty means all of them, None that the backend is not allowed."""
+        if not self.infra:
+            return []
+        items = [item.partition("/") for item in self.infra if item.partition("/")[0] == backend]
+        if not items:
+            return None
+        return [] if any(not region for _, _, region in items) else [region for _, _, region in items]
+
+
+class Snapshot(_Strict):
+    """Whether and how the machine's disk is saved at power-off."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
+    tag: str = Field(default="latest", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    on: Literal["success", "failure", "always"] = "success"
+
+
+class Retry(_Strict):
+    """When a new attempt is made, and how long to wait for a free card."""
+
+    on: list[Literal["no-capacity", "machine-lost", "boot-timeout"]] = ["no-capacity", "machine-lost", "boot-timeout"]
+    attempts: int = Field(default=3, ge=1, le=50)
+    wait: Seconds = Field(default=0, description="How long to poll for stock when nothing is free")
+
+
+class OnFailure(_Strict):
+    """What happens to the machine when the work failed."""
+
+    keep: Seconds = Field(default=0, description="Keep the machine for a look so long, then release it")
+
+
+class Schedule(_Strict):
+    """When a deployment of this recipe runs by itself."""
+
+    cron: str
+    timezone: str = "Asia/Shanghai"
+    if_running: Literal["skip"] = "skip"
+    max_lateness: Seconds = 3600
+
+
+class AutoDLSection(_Strict):
+    """What only AutoDL knows."""
+
+    deployment_type: Literal["Job", "ReplicaSet", "Container"] = "Job"
+    reuse_container: bool = False
+
+
+class MatrixDCSection(_Strict):
+    """What only MatrixDC knows."""
+
+    cost_type: Literal[1, 2, 3, 4] = Field(default=1, description="1 by use, 2 by month, 3 by week, 4 by day")
+    cost_time: str = Field(
+        default="", pattern=r"^(\+?\d{1,3}[DWM])?$", description="Paid time, as 3D; with cost_type 2-4"
+    )
+    coupon: str = ""
+
+    @model_validator(mode="after")
+    def _paid_time_fits(self) -> Self:
+        if self.cost_type == 1 and self.cost_time:
+            raise ValueError("cost_time goes with cost_type 2, 3 or 4; 1 is paid by use")
+        if self.cost_type != 1 and not self.cost_time:
+            raise ValueError(f"cost_type {self.cost_type} needs cost_time, as 3D")
+        if self.coupon and self.cost_type != 1:
+            raise ValueError("a coupon can be used with cost_type 1 alone")
+        return self
+
+
+class Recipe(_Strict):
+    """What to run: where, with what, how long, and what comes back."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,39}$", description="Small letters, digits, - _ .")
+    resources: Resources
+    workdir: str = Field(default="", description="Local folder that goes up; .gitignore and .gpujobsignore honoured")
+    file_mounts: dict[str, str] = Field(default={}, description="path on the machine: local file or folder")
+    envs: dict[str, str] = Field(default={}, validation_alias=AliasChoices("envs", "env"))
+    secrets: list[str] = Field(default=[], description="Names; values come from the environment or the settings")
+    setup: Script | None = None
+    run: Script = Field(validation_alias=AliasChoices("run", "commands"))
+    outputs: dict[str, str] = Field(default={}, description="local name: remote path, relative to the workdir")
+    snapshot: Snapshot | None = None
+    max_duration: Seconds = Field(default=6 * 3600)
+    linger: Seconds = Field(default=1800)
+    budget: float | None = Field(default=None, gt=0, description="CNY for the whole run, retries included")
+    retry: Retry = Retry()
+    on_failure: OnFailure = OnFailure()
+    schedule: Schedule | None = None
+    autodl: AutoDLSection = AutoDLSection()
+    matrixdc: MatrixDCSection = MatrixDCSection()
+
+    @field_validator("envs", mode="before")
+    @classmethod
+    def _env_values(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        if any(isinstance(item, bool) or item is None for item in value.values()):
+            raise ValueError('values are text; quote them, as "true" or ""')
+        return {name: str(item) if isinstance(item, int | float) else item for name, item in value.items()}
+
+    @field_validator("envs")
+    @classmethod
+    def _env_names(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, text in value.items():
+            _check_env_name(name)
+            _plain_text(text)
+        return value
+
+    @field_validator("secrets")
+    @classmethod
+    def _secret_names(cls, value: list[str]) -> list[str]:
+        for name in value:
+            _check_env_name(name)
+        return value
+
+    @field_validator("file_mounts")
+    @classmethod
+    def _mount_points(cls, value: dict[str, str]) -> dict[str, str]:
+        for remote, local in value.items():
+            _plain_text(remote + local)
+            if not remote.startswith("/") or remote.endswith("/"):
+                raise ValueError(f"{remote!r} must be an absolute path of a file or folder on the machine")
+        return value
+
+    @field_validator("outputs")
+    @classmethod
+    def _output_names(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, remote in value.items():
+            _plain_text(remote)
+            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
+                raise ValueError(f"{name!r} is not a local name; use letters, digits, - _ . and no folder")
+            if not remote:
+                raise ValueError(f"{name!r} names no path on the machine")
+        return value
+
+    @field_validator("run", "setup")
+    @classmethod
+    def _scripts(cls, value: str | None) -> str | None:
+        return None if value is None else _plain_text(value)
+
+    @model_validator(mode="after")
+    def _secrets_are_not_envs(self) -> Self:
+        if both := sorted(set(self.secrets) & set(self.envs)):
+            raise ValueError(f"{both[0]} stands in both envs and secrets; leave it in one")
+        return self
+
+
+def _check_env_name(name: str) -> None:
+    if not ENV_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not a name of an environment variable")
+    if name.startswith("GPUJOBS_"):
+        raise ValueError(f"{name!r}: names that begin with GPUJOBS_ are set by gpujobs")
