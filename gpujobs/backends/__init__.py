@@ -8,7 +8,7 @@ from typing import Protocol
 from gpujobs.clock import Clock
 from gpujobs.errors import BadInput
 from gpujobs.models import Access, Event, Image, ImageRef, Machine, Offer
-from gpujobs.recipe import Recipe, Resources
+from gpujobs.recipe import Recipe
 from gpujobs.settings import Account, Settings
 
 
@@ -30,8 +30,8 @@ class Backend(Protocol):
         """Refuse, before anything is rented, what this provider cannot do; raises BadInput with the remedy."""
         ...
 
-    def offers(self, want: Resources) -> Sequence[Offer]:
-        """Give what fits `want` and is free now, cheapest first, in the regions that it allows.
+    def offers(self, recipe: Recipe) -> Sequence[Offer]:
+        """Give what fits `recipe.resources` and is free now, cheapest first, in the regions that it allows.
 
         Raises BadInput where a region or GPU is unknown here, naming the nearest known ones. Empty: no stock.
         """
