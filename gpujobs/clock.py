@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Protocol
 
-from gpujobs.errors import Cancelled, OverLimit
+from gpujobs.errors import GpujobsError
 
 
 class Clock(Protocol):
@@ -49,7 +49,7 @@ class StopToken:
         """Start not stopped."""
         self._event = threading.Event()
         self._lock = threading.Lock()
-        self._error: Cancelled | OverLimit | None = None
+        self._error: GpujobsError | None = None
 
     @property
     def event(self) -> threading.Event:
@@ -62,12 +62,12 @@ class StopToken:
         return self._event.is_set()
 
     @property
-    def error(self) -> Cancelled | OverLimit | None:
+    def error(self) -> GpujobsError | None:
         """Why, or None while nobody has asked."""
         return self._error
 
-    def stop(self, error: Cancelled | OverLimit) -> None:
-        """Ask the run to end with `error`; later calls change nothing."""
+    def stop(self, error: GpujobsError) -> None:
+        """Ask the run to end with `error` (Cancelled, OverLimit, LetGo); later calls change nothing."""
         with self._lock:
             if self._error is None:
                 self._error = error

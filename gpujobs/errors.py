@@ -20,7 +20,9 @@ GpujobsError
 ├── OverLimit               budget or time is used up                                             exit 5
 ├── MachineLost             the machine went away under the work                                  exit 6
 │   └── BootTimeout         it was not reachable within its deadline                              exit 6
-└── Busy                    another living process drives this run                                exit 70
+└── LetGo                   this process drives the run no longer; nothing of it is torn down     exit 70
+    ├── Busy                another living process drives it                                      exit 70
+    └── Detached            we were asked to leave it running                                     exit 0
 """
 
 from typing import ClassVar
@@ -131,5 +133,15 @@ class BootTimeout(MachineLost):
     """The machine was not reachable within its deadline."""
 
 
-class Busy(GpujobsError):
+class LetGo(GpujobsError):
+    """This process drives the run no longer; nothing of the run is torn down."""
+
+
+class Busy(LetGo):
     """Another living process drives this run."""
+
+
+class Detached(LetGo):
+    """We were asked to leave the run to itself; whoever resumes it goes on."""
+
+    exit_code = 0
