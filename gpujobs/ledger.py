@@ -1,0 +1,295 @@
+"""The SQL record of runs, attempts, machines, events, bills and snapshots: what survives when a process does not.
+
+Safe to use from many threads and many processes. Every write is one short transaction that is on the disk when the
+method returns. Times are the caller's, aware. No secret and no access to a machine is ever written here.
+"""
+
+import difflib
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+
+from sqlalchemy import Connection, CursorResult, Engine, Select, Table, func, insert, literal, select, update
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.sql.dml import Insert, Update
+
+from gpujobs.errors import BadInput, Busy, GpujobsError
+from gpujobs.ledger_engine import open_engine, place
+from gpujobs.ledger_rows import (
+    Attempt,
+    AttemptChanges,
+    Bill,
+    EventRecord,
+    MachineChanges,
+    MachineRecord,
+    Run,
+    RunChanges,
+    SnapshotRecord,
+)
+from gpujobs.ledger_tables import UtcTime, attempts, bills, events, machines, runs, snapshots
+from gpujobs.models import Event
+
+if TYPE_CHECKING:
+    from sqlalchemy.dialects import postgresql
+
+_Row = TypeVar("_Row", Run, Attempt, MachineRecord, EventRecord, Bill, SnapshotRecord)
+
+
+def open_ledger(url: str) -> "Ledger":
+    """Open the ledger at `url`, made or migrated where needed; raises BadInput where it cannot be one."""
+    return Ledger(open_engine(url))
+
+
+class Ledger:
+    """An open ledger; close it, or use it in a `with`."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Work on an engine whose database stands at the newest revision."""
+        self._engine = engine
+
+    def __enter__(self) -> Self:
+        """Give the ledger itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """Close every connection; idempotent."""
+        self._engine.dispose()
+
+    # Runs
+
+    def add_run(self, run: Run) -> None:
+        """Write a new run down; raises Busy where its id is taken."""
+        self._add(runs, asdict(run), f"run {run.id}")
+
+    def get_run(self, ref: str) -> Run:
+        """Find a run by its id, by its name (the latest of that name), or by a prefix that one id alone has.
+
+        Raises BadInput that names the nearest ones.
+        """
+        by_id = self._rows(Run, select(runs).where(runs.c.id == ref))
+        latest = select(runs).order_by(runs.c.created_at.desc(), runs.c.id.desc())
+        if found := by_id or self._rows(Run, latest.where(runs.c.name == ref).limit(1)):
+            return found[0]
+        started = self._rows(Run, latest.where(runs.c.id.startswith(ref, autoescape=True)).limit(4)) if ref else []
+        if len(started) == 1:
+            return started[0]
+        raise BadInput(self._no_such_run(ref, started))
+
+    def list_runs(
+        self, *, limit: int | None = None, states: Collection[str] = (), owner: str | None = None
+    ) -> Sequence[Run]:
+        """Give runs, newest first; `states` empty means all."""
+        query = select(runs).order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(limit)
+        if states:
+            query = query.where(runs.c.state.in_(states))
+        return self._rows(Run, query if owner is None else query.where(runs.c.owner == owner))
+
+    def update_run(self, run_id: str, **changes: Unpack[RunChanges]) -> None:
+        """Change fields of a run; raises BadInput where there is none."""
+        self._change(update(runs).where(runs.c.id == run_id), changes, f"run {run_id}")
+
+    def claim_run(self, run_id: str, driver: str, *, lease_s: float, now: datetime) -> bool:
+        """Take the run for `driver` until `now + lease_s`; False while another's lease runs. Atomic."""
+        free = (runs.c.driver.in_(["", driver])) | (runs.c.lease_until < now) | runs.c.lease_until.is_(None)
+        claim = update(runs).where(runs.c.id == run_id, free)
+        return self._write(claim.values(driver=driver, lease_until=now + timedelta(seconds=lease_s))) == 1
+
+    def renew(self, run_id: str, driver: str, *, lease_s: float, now: datetime) -> bool:
+        """Lengthen the claim that `driver` holds; False when another has taken the run: stop driving it."""
+        held = update(runs).where(runs.c.id == run_id, runs.c.driver == driver)
+        return self._write(held.values(lease_until=now + timedelta(seconds=lease_s))) == 1
+
+    def release_claim(self, run_id: str, driver: str) -> None:
+        """Let go of the run, if `driver` holds it. Idempotent."""
+        held = update(runs).where(runs.c.id == run_id, runs.c.driver == driver)
+        self._write(held.values(driver="", lease_until=None))
+
+    def request_cancel(self, run_id: str, at: datetime) -> None:
+        """Ask whoever drives the run to stop; the first time stays. Raises BadInput where there is no such run."""
+        changes = {"cancel_requested_at": func.coalesce(runs.c.cancel_requested_at, literal(at, UtcTime))}
+        self._change(update(runs).where(runs.c.id == run_id), changes, f"run {run_id}")
+
+    def cancel_requested(self, run_id: str) -> bool:
+        """Say whether somebody has asked the run to stop."""
+        with self._reading() as connection:
+            return connection.scalar(select(runs.c.cancel_requested_at).where(runs.c.id == run_id)) is not None
+
+    # Attempts
+
+    def add_attempt(self, attempt: Attempt) -> None:
+        """Write a new attempt down; raises Busy where its number or name is taken."""
+        self._add(attempts, asdict(attempt), f"attempt {attempt.name}")
+
+    def update_attempt(self, name: str, **changes: Unpack[AttemptChanges]) -> None:
+        """Change fields of the attempt called `name`; raises BadInput where there is none."""
+        self._change(update(attempts).where(attempts.c.name == name), changes, f"attempt {name}")
+
+    def attempts(self, run_id: str) -> Sequence[Attempt]:
+        """Give a run's attempts, first to last."""
+        return self._rows(Attempt, select(attempts).where(attempts.c.run_id == run_id).order_by(attempts.c.number))
+
+    # Machines
+
+    def intend(self, machine: MachineRecord) -> None:
+        """Write down, before every create, that a machine is about to be asked for; Busy where the name is taken."""
+        self._add(machines, asdict(machine), f"machine {machine.name}")
+
+    def record_created(self, name: str, machine_id: str, **changes: Unpack[MachineChanges]) -> None:
+        """Settle an intent: the provider made it, as `machine_id`."""
+        self.update_machine(name, **(changes | MachineChanges(id=machine_id, settled=True)))
+
+    def settle_never_made(self, name: str) -> None:
+        """Settle an intent: the provider surely never made it, so it costs nothing."""
+        self.update_machine(name, id=None, settled=True)
+
+    def update_machine(self, name: str, **changes: Unpack[MachineChanges]) -> None:
+        """Change fields of a machine; raises BadInput where there is none."""
+        self._change(update(machines).where(machines.c.name == name), changes, f"machine {name}")
+
+    def mark_gone(self, name: str, at: datetime) -> None:
+        """Note that the provider no longer lists it; the first time stays. Idempotent."""
+        changes = {
+            "gone_at": func.coalesce(machines.c.gone_at, literal(at, UtcTime)),
+            "settled": True,
+            "status": "gone",
+        }
+        self._change(update(machines).where(machines.c.name == name), changes, f"machine {name}")
+
+    def machine(self, name: str) -> MachineRecord | None:
+        """Give the machine of that name, None where the ledger knows none."""
+        found = self._rows(MachineRecord, select(machines).where(machines.c.name == name))
+        return found[0] if found else None
+
+    def machines(self, run_id: str) -> Sequence[MachineRecord]:
+        """Give a run's machines, in the order of their attempts."""
+        return self._rows(
+            MachineRecord, select(machines).where(machines.c.run_id == run_id).order_by(machines.c.attempt)
+        )
+
+    def machines_alive(self, owner: str | None = None) -> Sequence[MachineRecord]:
+        """Give every machine that may cost money, open intents included, oldest first."""
+        maybe = machines.c.id.is_not(None) | machines.c.settled.is_(False)
+        query = select(machines).where(machines.c.gone_at.is_(None), maybe).order_by(machines.c.intent_at)
+        if owner is not None:
+            query = query.join(runs, runs.c.id == machines.c.run_id).where(runs.c.owner == owner)
+        return self._rows(MachineRecord, query)
+
+    # Events
+
+    def add_event(self, machine: str, event: Event, *, seen_at: datetime) -> bool:
+        """Keep an event of the machine called `machine`; False when it is known already."""
+        values = {
+            "machine": machine,
+            "key": json.dumps(event.key, ensure_ascii=False),
+            "status": event.status.value,
+            "raw": event.raw_status,
+            "at": event.at,
+            "seen_at": seen_at,
+        }
+        new = self._insert(events).values(**values).on_conflict_do_nothing(index_elements=["machine", "key"])
+        return self._write(new) == 1
+
+    def events(self, run_id: str) -> Sequence[EventRecord]:
+        """Give what was reported of a run's machines, in the order in which we heard of it."""
+        columns = [column for column in events.c if column is not events.c.number]
+        query = select(*columns).join(machines).where(machines.c.run_id == run_id).order_by(events.c.number)
+        return self._rows(EventRecord, query)
+
+    # Bills
+
+    def put_bill(self, bill: Bill) -> None:
+        """Write an attempt's bill, over the one before."""
+        self._write(self._upsert(bills, asdict(bill), ["run_id", "attempt"]))
+
+    def bills(self, run_id: str) -> Sequence[Bill]:
+        """Give a run's bills, by attempt."""
+        return self._rows(Bill, select(bills).where(bills.c.run_id == run_id).order_by(bills.c.attempt))
+
+    def cost_cny(self, run_id: str) -> float | None:
+        """Sum a run's bills; None while any part is unknown: a bill without a cost, or a machine without a bill."""
+        costs = {bill.attempt: bill.cost_cny for bill in self.bills(run_id)}
+        for machine in self.machines(run_id):
+            if machine.id or machine.alive:
+                costs.setdefault(machine.attempt, None)
+        known = [cost for cost in costs.values() if cost is not None]
+        return sum(known) if len(known) == len(costs) else None
+
+    # Snapshots
+
+    def add_snapshot(self, snapshot: SnapshotRecord) -> None:
+        """Write a snapshot down, over one of the same name, tag, backend and region."""
+        self._write(self._upsert(snapshots, asdict(snapshot), ["name", "tag", "backend", "region"]))
+
+    def find_snapshot(self, name: str, tag: str | None = None, *, backend: str | None = None) -> SnapshotRecord | None:
+        """Give the snapshot of that name and tag, or the latest made of that name; None where there is none."""
+        query = select(snapshots).where(snapshots.c.name == name).order_by(snapshots.c.made_at.desc()).limit(1)
+        query = query if tag is None else query.where(snapshots.c.tag == tag)
+        found = self._rows(SnapshotRecord, query if backend is None else query.where(snapshots.c.backend == backend))
+        return found[0] if found else None
+
+    def snapshots(self) -> Sequence[SnapshotRecord]:
+        """Give every snapshot, latest first."""
+        return self._rows(SnapshotRecord, select(snapshots).order_by(snapshots.c.made_at.desc(), snapshots.c.name))
+
+    # How
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        except DBAPIError as error:
+            raise GpujobsError(f"the ledger {place(self._engine)} cannot be read: {error.orig}") from error
+
+    def _rows(self, kind: type[_Row], query: Select[Any]) -> list[_Row]:
+        with self._reading() as connection:
+            result = connection.execute(query)
+            names = list(result.keys())
+            return [kind(**dict(zip(names, row, strict=True))) for row in result]
+
+    def _write(self, statement: Insert | Update) -> int:
+        try:
+            with self._engine.connect().execution_options(writes=True) as connection, connection.begin():
+                result = connection.execute(statement)
+                return result.rowcount if isinstance(result, CursorResult) else 0
+        except IntegrityError:
+            raise
+        except DBAPIError as error:
+            where = place(self._engine)
+            raise GpujobsError(f"the ledger {where} cannot be written: {error.orig}; is its disk full?") from error
+
+    def _add(self, table: Table, values: Mapping[str, Any], what: str) -> None:
+        try:
+            self._write(insert(table).values(**values))
+        except IntegrityError as error:
+            raise Busy(f"{what} does not go into the ledger ({error.orig}); does another process drive it?") from error
+
+    def _change(self, statement: Update, changes: Mapping[str, Any], what: str) -> None:
+        if changes and self._write(statement.values(**changes)) != 1:
+            raise BadInput(f"the ledger {place(self._engine)} has no {what}")
+
+    def _upsert(self, table: Table, values: Mapping[str, Any], keys: Sequence[str]) -> Insert:
+        new = self._insert(table).values(**values)
+        return new.on_conflict_do_update(index_elements=keys, set_=dict(values))
+
+    def _insert(self, table: Table) -> "sqlite.Insert | postgresql.Insert":
+        if self._engine.dialect.name == "sqlite":
+            return sqlite.insert(table)
+        from sqlalchemy.dialects import postgresql  # noqa: PLC0415 - what SQLite never needs is not paid for
+
+        return postgresql.insert(table)
+
+    def _no_such_run(self, ref: str, started: Sequence[Run]) -> str:
+        if started:
+            return f"{ref} is the beginning of several runs: {', '.join(run.id for run in started)}; write more of it"
+        known = [name for run in self.list_runs(limit=1000) for name in (run.id, run.name)]
+        near = difflib.get_close_matches(ref, dict.fromkeys(known), n=3)
+        return f"no run {ref!r}; {'the nearest: ' + ', '.join(near) if near else 'gpujobs ls shows all'}"
