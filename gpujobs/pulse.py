@@ -1,0 +1,133 @@
+"""Whether the other end of an SSH connection still lives: asking it, noticing silence, ending what has frozen."""
+
+import socket
+import threading
+import time
+from typing import Protocol
+
+import paramiko
+from paramiko.common import cMSG_GLOBAL_REQUEST
+from paramiko.packet import Packetizer
+
+
+class PulsePacketizer(Packetizer):
+    """Notes when the peer was last heard, and asks for a sign of life when it has been silent.
+
+    The question is asked on the transport's own thread, so that a blocked socket stops nobody else.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        """Start as just heard."""
+        super().__init__(sock)
+        self.heard_at = time.monotonic()
+        self.transport: PulseTransport | None = None
+        self.probe_every_s = 0.0
+        self._probed_at = 0.0
+        self._handshake_ends_at: float | None = None
+
+    def read_message(self) -> tuple[int, paramiko.Message]:
+        """Read one packet; any packet is a sign of life."""
+        message = super().read_message()
+        self.heard_at = time.monotonic()
+        return message
+
+    def start_handshake(self, timeout: float) -> None:
+        """Bound the handshake without paramiko's timer thread, which keeps a process from ending."""
+        self._handshake_ends_at = time.monotonic() + timeout
+
+    def handshake_timed_out(self) -> bool:
+        """Tell whether the handshake is over its time."""
+        return self._handshake_ends_at is not None and time.monotonic() > self._handshake_ends_at
+
+    def complete_handshake(self) -> None:
+        """Lift the bound."""
+        self._handshake_ends_at = None
+
+    def _check_keepalive(self) -> None:
+        now = time.monotonic()
+        if self.transport is None or now - max(self.heard_at, self._probed_at) < self.probe_every_s:
+            return
+        self._probed_at = now
+        self.transport.ask_for_life()
+
+
+class PulseTransport(paramiko.Transport):
+    """A transport whose keepalive wants an answer; paramiko's own wants none and so proves nothing."""
+
+    packetizer: PulsePacketizer
+
+    def ask_for_life(self) -> None:
+        """Send a request that every SSH server answers, if only to refuse it; not while keys are exchanged."""
+        if self.in_kex or not self.clear_to_send.is_set():
+            return
+        message = paramiko.Message()
+        message.add_byte(cMSG_GLOBAL_REQUEST)
+        message.add_string("keepalive@openssh.com")
+        message.add_boolean(b=True)
+        self._send_user_message(message)  # type: ignore[attr-defined]  # protected, and so not in the stubs
+
+
+class Watched(Protocol):
+    """What the watchdog looks at."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is still something to watch."""
+        ...
+
+    @property
+    def tick_s(self) -> float:
+        """How often to look, in seconds."""
+        ...
+
+    def check(self, now: float, *, awake_since: float) -> None:
+        """End the connection if it has frozen; never waits."""
+        ...
+
+
+class Watchdog:
+    """One thread for all connections; it never sends, so that none of them can hold it up."""
+
+    def __init__(self) -> None:
+        """Start no thread yet."""
+        self._lock = threading.Lock()
+        self._connections: set[Watched] = set()
+        self._news = threading.Event()
+        self._running = False
+
+    def add(self, connection: Watched) -> None:
+        """Watch `connection` from now on."""
+        with self._lock:
+            self._connections.add(connection)
+            if not self._running:
+                self._running = True
+                threading.Thread(target=self._watch, name="gpujobs-ssh-watchdog", daemon=True).start()
+        self._news.set()
+
+    def remove(self, connection: Watched) -> None:
+        """Watch `connection` no longer; idempotent."""
+        with self._lock:
+            self._connections.discard(connection)
+        self._news.set()
+
+    def _watch(self) -> None:
+        looked_at = awake_since = time.monotonic()
+        while connections := self._watched():
+            tick_s = min(connection.tick_s for connection in connections)
+            now = time.monotonic()
+            if now - looked_at > 1 + 4 * tick_s:
+                awake_since = now  # this process was stopped, so it is we who did not listen
+            looked_at = now
+            for connection in connections:
+                connection.check(now, awake_since=awake_since)
+            self._news.wait(tick_s)
+            self._news.clear()
+
+    def _watched(self) -> tuple[Watched, ...]:
+        with self._lock:
+            self._connections = {connection for connection in self._connections if connection.alive}
+            self._running = bool(self._connections)
+            return tuple(self._connections)
+
+
+WATCHDOG = Watchdog()
