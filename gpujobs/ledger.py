@@ -67,7 +67,7 @@ class Ledger:
 
     def add_run(self, run: Run) -> None:
         """Write a new run down; raises Busy where its id is taken."""
-        self._add(runs, asdict(run), f"run {run.id}")
+        self._write(insert(runs).values(**asdict(run)), f"run {run.id}")
 
     def get_run(self, ref: str) -> Run:
         """Find a run by its id, by its name (the latest of that name), or by a prefix that one id alone has.
@@ -100,17 +100,19 @@ class Ledger:
         """Take the run for `driver` until `now + lease_s`; False while another's lease runs. Atomic."""
         free = (runs.c.driver.in_(["", driver])) | (runs.c.lease_until < now) | runs.c.lease_until.is_(None)
         claim = update(runs).where(runs.c.id == run_id, free)
-        return self._write(claim.values(driver=driver, lease_until=now + timedelta(seconds=lease_s))) == 1
+        return (
+            self._write(claim.values(driver=driver, lease_until=now + timedelta(seconds=lease_s)), f"run {run_id}") == 1
+        )
 
     def renew(self, run_id: str, driver: str, *, lease_s: float, now: datetime) -> bool:
         """Lengthen the claim that `driver` holds; False when another has taken the run: stop driving it."""
         held = update(runs).where(runs.c.id == run_id, runs.c.driver == driver)
-        return self._write(held.values(lease_until=now + timedelta(seconds=lease_s))) == 1
+        return self._write(held.values(lease_until=now + timedelta(seconds=lease_s)), f"run {run_id}") == 1
 
     def release_claim(self, run_id: str, driver: str) -> None:
         """Let go of the run, if `driver` holds it. Idempotent."""
         held = update(runs).where(runs.c.id == run_id, runs.c.driver == driver)
-        self._write(held.values(driver="", lease_until=None))
+        self._write(held.values(driver="", lease_until=None), f"run {run_id}")
 
     def request_cancel(self, run_id: str, at: datetime) -> None:
         """Ask whoever drives the run to stop; the first time stays. Raises BadInput where there is no such run."""
@@ -126,7 +128,7 @@ class Ledger:
 
     def add_attempt(self, attempt: Attempt) -> None:
         """Write a new attempt down; raises Busy where its number or name is taken."""
-        self._add(attempts, asdict(attempt), f"attempt {attempt.name}")
+        self._write(insert(attempts).values(**asdict(attempt)), f"attempt {attempt.name}")
 
     def update_attempt(self, name: str, **changes: Unpack[AttemptChanges]) -> None:
         """Change fields of the attempt called `name`; raises BadInput where there is none."""
@@ -140,7 +142,7 @@ class Ledger:
 
     def intend(self, machine: MachineRecord) -> None:
         """Write down, before every create, that a machine is about to be asked for; Busy where the name is taken."""
-        self._add(machines, asdict(machine), f"machine {machine.name}")
+        self._write(insert(machines).values(**asdict(machine)), f"machine {machine.name}")
 
     def record_created(self, name: str, machine_id: str, **changes: Unpack[MachineChanges]) -> None:
         """Settle an intent: the provider made it, as `machine_id`."""
@@ -195,7 +197,7 @@ class Ledger:
             "seen_at": seen_at,
         }
         new = self._insert(events).values(**values).on_conflict_do_nothing(index_elements=["machine", "key"])
-        return self._write(new) == 1
+        return self._write(new, f"event of {machine}") == 1
 
     def events(self, run_id: str) -> Sequence[EventRecord]:
         """Give what was reported of a run's machines, in the order in which we heard of it."""
@@ -207,7 +209,9 @@ class Ledger:
 
     def put_bill(self, bill: Bill) -> None:
         """Write an attempt's bill, over the one before."""
-        self._write(self._upsert(bills, asdict(bill), ["run_id", "attempt"]))
+        self._write(
+            self._upsert(bills, asdict(bill), ["run_id", "attempt"]), f"bill of {bill.run_id}, attempt {bill.attempt}"
+        )
 
     def bills(self, run_id: str) -> Sequence[Bill]:
         """Give a run's bills, by attempt."""
@@ -226,7 +230,9 @@ class Ledger:
 
     def add_snapshot(self, snapshot: SnapshotRecord) -> None:
         """Write a snapshot down, over one of the same name, tag, backend and region."""
-        self._write(self._upsert(snapshots, asdict(snapshot), ["name", "tag", "backend", "region"]))
+        self._write(
+            self._upsert(snapshots, asdict(snapshot), ["name", "tag", "backend", "region"]), f"snapshot {snapshot.name}"
+        )
 
     def find_snapshot(self, name: str, tag: str | None = None, *, backend: str | None = None) -> SnapshotRecord | None:
         """Give the snapshot of that name and tag, or the latest made of that name; None where there is none."""
@@ -255,25 +261,19 @@ class Ledger:
             names = list(result.keys())
             return [kind(**dict(zip(names, row, strict=True))) for row in result]
 
-    def _write(self, statement: Insert | Update) -> int:
+    def _write(self, statement: Insert | Update, what: str) -> int:
         try:
             with self._engine.connect().execution_options(writes=True) as connection, connection.begin():
                 result = connection.execute(statement)
                 return result.rowcount if isinstance(result, CursorResult) else 0
-        except IntegrityError:
-            raise
+        except IntegrityError as error:
+            raise Busy(f"{what} does not go into the ledger ({error.orig}); does another process drive it?") from error
         except DBAPIError as error:
             where = place(self._engine)
             raise GpujobsError(f"the ledger {where} cannot be written: {error.orig}; is its disk full?") from error
 
-    def _add(self, table: Table, values: Mapping[str, Any], what: str) -> None:
-        try:
-            self._write(insert(table).values(**values))
-        except IntegrityError as error:
-            raise Busy(f"{what} does not go into the ledger ({error.orig}); does another process drive it?") from error
-
     def _change(self, statement: Update, changes: Mapping[str, Any], what: str) -> None:
-        if changes and self._write(statement.values(**changes)) != 1:
+        if changes and self._write(statement.values(**changes), what) != 1:
             raise BadInput(f"the ledger {place(self._engine)} has no {what}")
 
     def _upsert(self, table: Table, values: Mapping[str, Any], keys: Sequence[str]) -> Insert:

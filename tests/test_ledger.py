@@ -1,0 +1,557 @@
+"""The ledger remembers what happened, through threads, processes and kills."""
+
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateTable
+
+from gpujobs import ledger_engine
+from gpujobs.errors import BadInput, Busy, GpujobsError
+from gpujobs.ledger import Ledger, open_ledger
+from gpujobs.ledger_rows import Attempt, Bill, EventRecord, MachineRecord, Run, SnapshotRecord
+from gpujobs.ledger_tables import REVISION, metadata
+from gpujobs.models import Event, MachineStatus
+
+NOW = datetime(2026, 11, 21, 10, 0, 0, 123456, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+
+
+def a_run(run_id: str = "k3x9", **fields: object) -> Run:
+    base = Run(id=run_id, name="digits", owner="ada", recipe_json='{"name": "digits"}', state="new", created_at=NOW)
+    return replace(base, **fields)  # type: ignore[arg-type]
+
+
+def an_attempt(run_id: str = "k3x9", number: int = 1) -> Attempt:
+    return Attempt(
+        run_id=run_id,
+        number=number,
+        name=f"gj-ada-{run_id}-{number}",
+        backend="autodl",
+        region="westDC2",
+        offer_json="{}",
+        state="new",
+    )
+
+
+def a_machine(run_id: str = "k3x9", number: int = 1, **fields: object) -> MachineRecord:
+    base = MachineRecord(
+        name=f"gj-ada-{run_id}-{number}",
+        run_id=run_id,
+        attempt=number,
+        backend="autodl",
+        region="westDC2",
+        intent_at=NOW,
+    )
+    return replace(base, **fields)  # type: ignore[arg-type]
+
+
+def a_bill(number: int, cost_cny: float | None) -> Bill:
+    return Bill(
+        run_id="k3x9",
+        attempt=number,
+        seconds=60.0,
+        price_cny_per_h=None,
+        cost_cny=cost_cny,
+        from_at=NOW,
+        until_at=NOW + MINUTE,
+    )
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/home/ledger.db"
+
+
+@pytest.fixture
+def ledger(url: str) -> Iterator[Ledger]:
+    with open_ledger(url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def rented(ledger: Ledger) -> Ledger:
+    ledger.add_run(a_run())
+    ledger.add_attempt(an_attempt())
+    ledger.intend(a_machine())
+    return ledger
+
+
+# The file
+
+
+def test_the_file_and_its_side_files_are_private_from_the_start(url: str, tmp_path: Path) -> None:
+    old = os.umask(0)
+    try:
+        with open_ledger(url) as ledger:
+            ledger.add_run(a_run())
+            modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "home").iterdir()}
+    finally:
+        os.umask(old)
+    assert modes == {"ledger.db": 0o600, "ledger.db-wal": 0o600, "ledger.db-shm": 0o600}
+    assert stat.S_IMODE((tmp_path / "home").stat().st_mode) == 0o700
+
+
+def test_a_readable_file_from_before_is_closed_to_others(url: str, tmp_path: Path) -> None:
+    open_ledger(url).close()
+    (tmp_path / "home/ledger.db").chmod(0o644)
+    open_ledger(url).close()
+    assert stat.S_IMODE((tmp_path / "home/ledger.db").stat().st_mode) == 0o600
+
+
+def test_every_connection_is_durable_and_checks_its_keys(ledger: Ledger) -> None:
+    with ledger._engine.connect() as connection:
+        found = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        }
+    assert found == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 30_000}
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("nonsense", "is not a URL"),
+        ("mysql://root:hunter2@db/x", "mysql is not known"),
+        ("sqlite://", "in memory"),
+        ("sqlite:///:memory:", "in memory"),
+        ("sqlite:////proc/nowhere/ledger.db", "cannot be made"),
+        ("postgresql://ada:hunter2@db/ledger", "gpujobs[postgres]"),
+    ],
+)
+def test_a_url_that_cannot_be_a_ledger_is_refused_without_its_password(url: str, words: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        open_ledger(url)
+    assert words in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_file_that_is_no_database_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "ledger.db").write_text("this is not a database, it is a letter to a friend\n" * 40)
+    with pytest.raises(BadInput, match=r"ledger\.db cannot be opened as a ledger: file is not a database"):
+        open_ledger(f"sqlite:///{tmp_path}/ledger.db")
+
+
+def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="is no file"):
+        open_ledger(f"sqlite:///{tmp_path}")
+
+
+# Migrations
+
+
+def test_the_migrations_make_exactly_the_tables_that_the_code_knows(ledger: Ledger) -> None:
+    with ledger._engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+        assert context.get_current_revision() == REVISION
+
+
+def test_opening_an_up_to_date_ledger_does_not_load_alembic(url: str) -> None:
+    open_ledger(url).close()
+    code = f"import sys; from gpujobs.ledger import open_ledger; open_ledger({url!r}); print('alembic' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_the_ledger_loads_no_pydantic(url: str) -> None:
+    code = f"import sys; from gpujobs.ledger import open_ledger; open_ledger({url!r}); print('pydantic' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_a_ledger_of_a_newer_gpujobs_is_refused(url: str, tmp_path: Path) -> None:
+    open_ledger(url).close()
+    with sqlite3.connect(tmp_path / "home/ledger.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    with pytest.raises(BadInput, match="newer gpujobs"):
+        open_ledger(url)
+
+
+def test_many_processes_that_open_a_new_ledger_at_once_all_succeed(url: str, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from datetime import UTC, datetime\n"
+        "from gpujobs.ledger import open_ledger\n"
+        "from gpujobs.ledger_rows import Run\n"
+        "sys.stdin.read(1)\n"
+        f"with open_ledger({url!r}) as ledger:\n"
+        "    ledger.add_run(Run(id=sys.argv[1], name='digits', owner='ada', recipe_json='{}', state='new',\n"
+        "                       created_at=datetime.now(UTC)))\n"
+    )
+    ids = [f"run{number}" for number in range(6)]
+    started = [
+        subprocess.Popen([sys.executable, "-c", code, run], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for run in ids
+    ]
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.write("g")
+        process.stdin.flush()
+    assert [process.communicate()[1] for process in started] == [""] * len(ids)
+    with open_ledger(url) as ledger:
+        assert sorted(run.id for run in ledger.list_runs()) == ids
+
+
+def test_threads_that_open_a_new_ledger_at_once_all_succeed(url: str) -> None:
+    barrier = threading.Barrier(6)
+
+    def opened() -> int:
+        barrier.wait()
+        with open_ledger(url) as ledger:
+            return len(ledger.list_runs())
+
+    with ThreadPoolExecutor(6) as pool:
+        assert [call.result() for call in [pool.submit(opened) for _ in range(6)]] == [0] * 6
+
+
+def test_a_migration_that_is_cut_off_leaves_nothing_behind(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = ledger_engine._upgrade
+
+    def cut(*args: object) -> None:
+        whole(*args)  # type: ignore[arg-type]
+        raise BadInput("the power went")
+
+    monkeypatch.setattr(ledger_engine, "_upgrade", cut)
+    with pytest.raises(BadInput, match="the power went"):
+        open_ledger(url)
+    monkeypatch.undo()
+    with open_ledger(url) as ledger:
+        assert ledger.list_runs() == []
+
+
+def test_every_table_can_be_made_on_postgresql() -> None:
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+    made = [str(CreateTable(table).compile(dialect=dialect)) for table in metadata.sorted_tables]
+    assert len(made) == 6
+    assert all("TIMESTAMP WITH TIME ZONE" in text for text in made)
+
+
+def test_upserts_are_written_in_postgresqls_words() -> None:
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+    engine = create_engine("sqlite://")
+    engine.dialect = dialect
+    statement = Ledger(engine)._upsert(metadata.tables["bills"], {"run_id": "a", "attempt": 1}, ["run_id", "attempt"])
+    assert "ON CONFLICT (run_id, attempt) DO UPDATE SET" in str(statement.compile(dialect=dialect))
+
+
+# Runs
+
+
+def test_a_run_comes_back_as_it_was_written(ledger: Ledger) -> None:
+    run = a_run(
+        started_at=NOW,
+        ended_at=NOW + MINUTE,
+        exit_code=137,
+        error="killed, 被杀",
+        cost_cny=1.25,
+        estimate_cny=2.5,
+        flow_run_id="f",
+        workdir="/home/ada/digits",
+    )
+    ledger.add_run(run)
+    assert ledger.get_run(run.id) == run
+
+
+def test_times_come_back_in_utc_whatever_zone_they_were_written_in(ledger: Ledger) -> None:
+    ledger.add_run(a_run())
+    shanghai = NOW.astimezone(timezone(timedelta(hours=8)))
+    ledger.update_run("k3x9", started_at=shanghai)
+    ledger.request_cancel("k3x9", shanghai)
+    run = ledger.get_run("k3x9")
+    assert (run.started_at, run.cancel_requested_at) == (NOW, NOW)
+    assert run.started_at is not None
+    assert run.started_at.tzinfo is UTC
+
+
+def test_a_time_without_a_zone_is_refused(ledger: Ledger) -> None:
+    with pytest.raises(Exception, match="has no time zone"):
+        ledger.add_run(a_run(created_at=NOW.replace(tzinfo=None)))
+
+
+def test_a_run_is_found_by_id_by_latest_name_and_by_prefix(ledger: Ledger) -> None:
+    for run in (a_run("aaaa1"), a_run("aaab2", created_at=NOW + MINUTE), a_run("cccc3", name="aaaa")):
+        ledger.add_run(run)
+    found = {ref: ledger.get_run(ref).id for ref in ("aaaa1", "digits", "aaab", "aaaa", "c")}
+    assert found == {"aaaa1": "aaaa1", "digits": "aaab2", "aaab": "aaab2", "aaaa": "cccc3", "c": "cccc3"}
+
+
+def test_a_prefix_of_several_runs_names_them(ledger: Ledger) -> None:
+    ledger.add_run(a_run("aaaa1"))
+    ledger.add_run(a_run("aaab2", created_at=NOW + MINUTE))
+    with pytest.raises(BadInput, match="aaa is the beginning of several runs: aaab2, aaaa1"):
+        ledger.get_run("aaa")
+
+
+@pytest.mark.parametrize(("ref", "words"), [("digitz", "the nearest: digits"), ("", "gpujobs ls"), ("%", "gpujobs ls")])
+def test_a_run_that_is_not_there_names_the_nearest(ledger: Ledger, ref: str, words: str) -> None:
+    ledger.add_run(a_run())
+    with pytest.raises(BadInput, match=words):
+        ledger.get_run(ref)
+
+
+def test_runs_are_listed_newest_first_and_by_state_and_owner(ledger: Ledger) -> None:
+    for number, (state, owner) in enumerate([("new", "ada"), ("done", "ada"), ("new", "bob")]):
+        ledger.add_run(a_run(f"run{number}", state=state, owner=owner, created_at=NOW + number * MINUTE))
+    assert [run.id for run in ledger.list_runs()] == ["run2", "run1", "run0"]
+    assert [run.id for run in ledger.list_runs(limit=1)] == ["run2"]
+    assert [run.id for run in ledger.list_runs(states={"new"})] == ["run2", "run0"]
+    assert [run.id for run in ledger.list_runs(states={"new"}, owner="ada")] == ["run0"]
+
+
+def test_an_id_that_is_taken_is_refused(ledger: Ledger) -> None:
+    ledger.add_run(a_run())
+    with pytest.raises(Busy, match="run k3x9"):
+        ledger.add_run(a_run())
+
+
+def test_a_change_to_what_is_not_there_is_refused(ledger: Ledger) -> None:
+    with pytest.raises(BadInput, match="has no run nope"):
+        ledger.update_run("nope", state="done")
+    with pytest.raises(BadInput, match="has no machine nope"):
+        ledger.mark_gone("nope", NOW)
+
+
+# Who drives a run
+
+
+def test_one_driver_at_a_time_holds_a_run(ledger: Ledger) -> None:
+    ledger.add_run(a_run())
+    claim = {"lease_s": 60.0, "now": NOW}
+    assert ledger.claim_run("k3x9", "a", **claim)  # type: ignore[arg-type]
+    assert ledger.claim_run("k3x9", "a", **claim)  # type: ignore[arg-type]
+    assert not ledger.claim_run("k3x9", "b", **claim)  # type: ignore[arg-type]
+    assert not ledger.renew("k3x9", "b", lease_s=60, now=NOW)
+    ledger.release_claim("k3x9", "b")
+    assert ledger.renew("k3x9", "a", lease_s=60, now=NOW)
+    ledger.release_claim("k3x9", "a")
+    assert ledger.claim_run("k3x9", "b", **claim)  # type: ignore[arg-type]
+
+
+def test_an_expired_lease_can_be_taken_and_the_old_driver_notices(ledger: Ledger) -> None:
+    ledger.add_run(a_run())
+    ledger.claim_run("k3x9", "a", lease_s=60, now=NOW)
+    assert not ledger.claim_run("k3x9", "b", lease_s=60, now=NOW + timedelta(seconds=59))
+    assert ledger.claim_run("k3x9", "b", lease_s=60, now=NOW + timedelta(seconds=61))
+    assert not ledger.renew("k3x9", "a", lease_s=60, now=NOW + timedelta(seconds=61))
+
+
+def test_of_many_that_claim_a_run_at_once_one_gets_it(ledger: Ledger) -> None:
+    ledger.add_run(a_run())
+    barrier = threading.Barrier(8)
+
+    def claim(driver: str) -> bool:
+        barrier.wait()
+        return ledger.claim_run("k3x9", driver, lease_s=60, now=NOW)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(claim, [f"driver{number}" for number in range(8)])) == 1
+
+
+def test_a_cancel_is_seen_by_another_process_and_its_first_time_stays(ledger: Ledger, url: str) -> None:
+    ledger.add_run(a_run())
+    assert not ledger.cancel_requested("k3x9")
+    with open_ledger(url) as other:
+        other.request_cancel("k3x9", NOW)
+        other.request_cancel("k3x9", NOW + MINUTE)
+    assert ledger.cancel_requested("k3x9")
+    assert ledger.get_run("k3x9").cancel_requested_at == NOW
+
+
+# Attempts and machines
+
+
+def test_an_attempt_comes_back_with_its_changes(ledger: Ledger) -> None:
+    ledger.add_run(a_run())
+    ledger.add_attempt(an_attempt(number=2))
+    ledger.add_attempt(an_attempt())
+    ledger.update_attempt("gj-ada-k3x9-1", state="ended", exit_code=0, log_sha256="ab", rented_from=NOW)
+    first = replace(an_attempt(), state="ended", exit_code=0, log_sha256="ab", rented_from=NOW)
+    assert ledger.attempts("k3x9") == [first, an_attempt(number=2)]
+
+
+def test_an_attempt_of_no_run_and_a_second_one_of_the_same_number_are_refused(ledger: Ledger) -> None:
+    with pytest.raises(Busy, match="FOREIGN KEY"):
+        ledger.add_attempt(an_attempt())
+    ledger.add_run(a_run())
+    ledger.add_attempt(an_attempt())
+    with pytest.raises(Busy, match="gj-ada-k3x9-1"):
+        ledger.add_attempt(an_attempt())
+
+
+def test_an_open_intent_counts_as_alive_until_it_is_settled(rented: Ledger) -> None:
+    assert rented.machines_alive() == [a_machine()]
+    rented.settle_never_made("gj-ada-k3x9-1")
+    assert rented.machines_alive() == []
+
+
+def test_a_made_machine_is_alive_until_it_is_gone_and_the_first_time_stays(rented: Ledger) -> None:
+    rented.record_created("gj-ada-k3x9-1", "uuid-1", unit="c-1", price_cny_per_h=2.0)
+    made = a_machine(id="uuid-1", unit="c-1", price_cny_per_h=2.0, settled=True)
+    assert rented.machines_alive() == [made]
+    rented.update_machine("gj-ada-k3x9-1", released_at=NOW)
+    assert [machine.alive for machine in rented.machines_alive()] == [True]
+    rented.mark_gone("gj-ada-k3x9-1", NOW)
+    rented.mark_gone("gj-ada-k3x9-1", NOW + MINUTE)
+    gone = replace(made, released_at=NOW, gone_at=NOW, status="gone")
+    assert (rented.machine("gj-ada-k3x9-1"), rented.machines_alive()) == (gone, [])
+
+
+def test_machines_alive_can_be_asked_for_one_owner(rented: Ledger) -> None:
+    assert [machine.name for machine in rented.machines_alive("ada")] == ["gj-ada-k3x9-1"]
+    assert rented.machines_alive("bob") == []
+    assert rented.machine("gj-bob-k3x9-1") is None
+
+
+def test_the_python_and_the_sql_view_of_alive_agree(ledger: Ledger) -> None:
+    ledger.add_run(a_run())
+    shapes = [(made, settled, gone) for made in (None, "id") for settled in (False, True) for gone in (None, NOW)]
+    for number, (made, settled, gone) in enumerate(shapes, start=1):
+        ledger.add_attempt(an_attempt(number=number))
+        ledger.intend(a_machine(number=number, id=made, settled=settled, gone_at=gone))
+    alive = [machine for machine in ledger.machines("k3x9") if machine.alive]
+    assert list(ledger.machines_alive()) == alive
+    assert len(alive) == 3
+
+
+# Events
+
+
+def test_an_event_is_kept_once_and_in_the_order_heard(rented: Ledger) -> None:
+    later = Event(machine_id="m", unit="", status=MachineStatus.RUNNING, raw_status="running", at=NOW + MINUTE)
+    first = Event(machine_id="m", unit="", status=MachineStatus.BOOTING, raw_status="starting", at=None)
+    heard = [rented.add_event("gj-ada-k3x9-1", event, seen_at=NOW) for event in (later, first, later)]
+    assert heard == [True, True, False]
+    assert rented.events("k3x9") == [
+        EventRecord(
+            machine="gj-ada-k3x9-1",
+            key='["m", "", "running", "2026-11-21T10:01:00.123456+00:00"]',
+            status="running",
+            raw="running",
+            at=NOW + MINUTE,
+            seen_at=NOW,
+        ),
+        EventRecord(
+            machine="gj-ada-k3x9-1",
+            key='["m", "", "starting", ""]',
+            status="booting",
+            raw="starting",
+            at=None,
+            seen_at=NOW,
+        ),
+    ]
+
+
+def test_an_event_of_a_machine_that_was_never_intended_is_refused(rented: Ledger) -> None:
+    event = Event(machine_id="m", unit="", status=MachineStatus.RUNNING, raw_status="running", at=NOW)
+    with pytest.raises(Busy, match="event of gj-ada-zzzz-1"):
+        rented.add_event("gj-ada-zzzz-1", event, seen_at=NOW)
+
+
+def test_the_same_event_of_two_machines_is_two_events(rented: Ledger) -> None:
+    rented.add_attempt(an_attempt(number=2))
+    rented.intend(a_machine(number=2))
+    event = Event(machine_id="m", unit="", status=MachineStatus.RUNNING, raw_status="running", at=NOW)
+    assert rented.add_event("gj-ada-k3x9-1", event, seen_at=NOW)
+    assert rented.add_event("gj-ada-k3x9-2", event, seen_at=NOW)
+
+
+# Money
+
+
+def test_a_run_that_rented_nothing_costs_nothing(ledger: Ledger) -> None:
+    ledger.add_run(a_run())
+    assert ledger.cost_cny("k3x9") == 0.0
+
+
+def test_bills_are_summed_and_replaced_by_attempt(rented: Ledger) -> None:
+    rented.add_attempt(an_attempt(number=2))
+    rented.put_bill(a_bill(1, 1.0))
+    rented.put_bill(a_bill(2, 0.5))
+    rented.put_bill(a_bill(1, 2.0))
+    assert rented.bills("k3x9") == [a_bill(1, 2.0), a_bill(2, 0.5)]
+    assert rented.cost_cny("k3x9") == 2.5
+
+
+def test_an_unknown_part_makes_the_cost_unknown_never_zero(rented: Ledger) -> None:
+    assert rented.cost_cny("k3x9") is None  # an open intent, not billed yet
+    rented.put_bill(a_bill(1, None))
+    assert rented.cost_cny("k3x9") is None
+    rented.put_bill(a_bill(1, 1.0))
+    assert rented.cost_cny("k3x9") == 1.0
+
+
+def test_an_intent_that_came_to_nothing_adds_nothing(rented: Ledger) -> None:
+    rented.settle_never_made("gj-ada-k3x9-1")
+    assert rented.cost_cny("k3x9") == 0.0
+
+
+# Snapshots
+
+
+def test_a_snapshot_is_found_by_tag_or_as_the_latest_of_its_name(rented: Ledger) -> None:
+    old = SnapshotRecord(
+        name="env", tag="v1", backend="matrixdc", region="r", image="i:v1", run_id="k3x9", made_at=NOW, state="saved"
+    )
+    new = replace(old, tag="v2", image="i:v2", made_at=NOW + MINUTE)
+    rented.add_snapshot(new)
+    rented.add_snapshot(replace(old, state="saving"))
+    rented.add_snapshot(old)
+    assert rented.find_snapshot("env") == new
+    assert rented.find_snapshot("env", "v1") == old
+    assert rented.find_snapshot("env", backend="autodl") is None
+    assert rented.find_snapshot("nope") is None
+    assert rented.snapshots() == [new, old]
+
+
+# Many at once, and when it goes wrong
+
+
+def test_threads_and_connections_write_together_and_lose_nothing(ledger: Ledger, url: str) -> None:
+    def write(number: int) -> None:
+        with open_ledger(url) as own:
+            for step in range(10):
+                own.add_run(a_run(f"r{number}x{step}"))
+                own.update_run(f"r{number}x{step}", state="done")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert len(ledger.list_runs(states={"done"})) == 40
+
+
+def test_a_ledger_that_cannot_be_written_says_where(ledger: Ledger) -> None:
+    with ledger._engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE bills")
+    with pytest.raises(GpujobsError, match=r"the ledger /.*/ledger\.db cannot be written: no such table"):
+        ledger.put_bill(a_bill(1, 1.0))
+    with pytest.raises(GpujobsError, match=r"the ledger /.*/ledger\.db cannot be read: no such table"):
+        ledger.bills("k3x9")
+
+
+def test_what_was_written_survives_a_kill(url: str) -> None:
+    code = (
+        "import os, signal\n"
+        "from datetime import UTC, datetime\n"
+        "from gpujobs.ledger import open_ledger\n"
+        "from gpujobs.ledger_rows import Run\n"
+        f"ledger = open_ledger({url!r})\n"
+        "ledger.add_run(Run(id='k3x9', name='d', owner='a', recipe_json='', state='n', created_at=datetime.now(UTC)))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    with open_ledger(url) as ledger:
+        assert [run.id for run in ledger.list_runs()] == ["k3x9"]
