@@ -1,5 +1,6 @@
 """The Backend protocol, and finding a backend by its name: one provider is one file in this folder."""
 
+import difflib
 import importlib
 import pkgutil
 from collections.abc import Sequence
@@ -98,10 +99,16 @@ def names() -> Sequence[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
+def nearest(name: str) -> str:
+    """Say which backends are like `name`, for the end of a message."""
+    close = difflib.get_close_matches(name, names(), n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"known are: {', '.join(names())}"
+
+
 def load(name: str, settings: Settings, *, clock: Clock) -> Backend:
     """Open the backend `name`; raises BadInput where it is unknown, or has no token."""
     if name not in names():
-        raise BadInput(f"there is no backend {name}; known are: {', '.join(names())}")
+        raise BadInput(f"there is no backend {name}; {nearest(name)}")
     account = settings.account(name)
     if not account.token:
         raise BadInput(f"{name.upper()}_TOKEN is not set; get a token in the provider's console and export it")

@@ -1,0 +1,289 @@
+"""One attempt: its phases on one machine, each of which may be entered again and goes on from what it finds."""
+
+import logging
+import posixpath
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from gpujobs import teardown
+from gpujobs.errors import (
+    BadInput,
+    BootTimeout,
+    GpujobsError,
+    JobFailed,
+    LetGo,
+    MachineLost,
+    NoCapacity,
+    OverLimit,
+    RemoteFailure,
+    TransferFailed,
+    Unreachable,
+)
+from gpujobs.ledger_rows import SnapshotRecord
+from gpujobs.line import Line
+from gpujobs.models import ImageRef, Machine, MachineStatus
+from gpujobs.plan import price_bound
+from gpujobs.renting import Job
+from gpujobs.runner import ExitRecord, Runner, RunSpec
+from gpujobs.shell import Shell
+from gpujobs.transfer import pull, push_file, push_folder
+
+_log = logging.getLogger(__name__)
+_FOUND = frozenset({MachineStatus.BOOTING, MachineStatus.RUNNING})
+
+
+class Attempt:
+    """One try of a job on one machine. Each phase is a method: in order, and any of them again after a crash."""
+
+    def __init__(self, job: Job, machine: Machine) -> None:
+        """Take a machine that the provider has given."""
+        self.job, self.name, self.backend = job, machine.name, job.host.backend(machine.backend)
+        self.exit: ExitRecord | None = None
+        self.work_began = False
+        self._line = Line(job.host, self.backend, machine, stop=job.stop, reporter=job.reporter)
+
+    # boot
+
+    def boot(self) -> None:
+        """Wait until the machine runs, then until it lets us in; pin its host key, and put our own key on it.
+
+        Raises NoCapacity when no host was found in time, BootTimeout, MachineLost, HostKeyChanged.
+        """
+        host, line, timing = self.job.host, self._line, self.job.host.timing
+        with host.watching(line.machine) as watch:
+            for wanted, limit_s, late in (
+                (_FOUND, timing.queued_s, NoCapacity),
+                ({MachineStatus.RUNNING}, timing.boot_s, BootTimeout),
+            ):
+                tick = partial(self._waited, limit_s)
+                try:
+                    line.note(watch.wait_for(wanted, timeout_s=limit_s, stop=line.stop, tick=tick))
+                except BootTimeout as error:
+                    self.backend.avoid(line.machine, why="slow to boot")
+                    raise late(str(error)) from error
+                line.check_alive(booting=True)
+        line.note(self.backend.refresh(line.machine))
+        record = host.ledger.machine(self.name)
+        if record and record.running_at is None:
+            host.ledger.update_machine(self.name, running_at=host.clock.now())
+        self.job.reporter.phase("boot", f"{self.name} is running; waiting for its SSH")
+        line.connected(within_s=timing.boot_s, lost=BootTimeout)
+
+    def _waited(self, limit_s: float, waited_s: float) -> None:
+        self.job.reporter.progress("waiting for the machine", round(waited_s), round(limit_s))
+
+    # push
+
+    def push(self) -> None:
+        """Send the runner first, which arms the dead-man, then the workdir and the file mounts; once begun, nothing."""
+        if self._line.insist(lambda shell: self._runner(shell).status()).phase not in {"absent", "installed"}:
+            return
+        recipe, spec = self.job.recipe, self._spec()
+        self._line.insist(lambda shell: self._runner(shell).install(spec))
+        if recipe.workdir:
+            local = Path(recipe.workdir)
+            self._line.insist(
+                lambda shell: push_folder(shell, local, self._work, progress=self._progress("uploading workdir"))
+            )
+        for remote, source in recipe.file_mounts.items():
+            self._line.insist(partial(self._push_mount, Path(source), remote))
+
+    def _push_mount(self, local: Path, remote: str, shell: Shell) -> None:
+        progress = self._progress(f"uploading {local.name}")
+        if local.is_dir():
+            push_folder(shell, local, remote, progress=progress)
+        else:
+            push_file(shell, local, remote, progress=progress)
+
+    def _progress(self, what: str) -> Callable[[int, int | None], None]:
+        return partial(self.job.reporter.progress, what)
+
+    def _spec(self) -> RunSpec:
+        recipe, settings = self.job.recipe, self.job.host.settings
+        ours = {"GPUJOBS_RUN": self.job.run.id, "GPUJOBS_MACHINE": self.name}
+        return RunSpec(
+            setup=recipe.setup,
+            run=recipe.run,
+            envs={**recipe.envs, **ours},
+            secrets={name: settings.secret(name) for name in recipe.secrets},
+            max_duration_s=self._allowed_s(),
+            linger_s=recipe.linger,
+        )
+
+    def _allowed_s(self) -> int:
+        """Give the seconds that the work may take: `max_duration`, or what is left of the budget if that is less."""
+        job, ledger = self.job, self.job.host.ledger
+        if job.recipe.budget is None:
+            return job.recipe.max_duration
+        record = ledger.machine(self.name)
+        price = price_bound(job.recipe, record.price_cny_per_h if record else None)
+        if record is None or price is None:
+            raise BadInput("the price of this machine is unknown, so a budget cannot be kept; set resources.max_price")
+        spent = sum(bill.cost_cny or 0.0 for bill in ledger.bills(job.run.id))
+        since = record.running_at or record.created_at or record.intent_at
+        used_s = (job.host.clock.now() - since).total_seconds()
+        allowed_s = int((job.recipe.budget - spent) / price * 3600 - used_s)
+        if allowed_s <= 0:
+            raise OverLimit(f"the budget of {job.recipe.budget:.2f} CNY is used up before the work could start")
+        return min(job.recipe.max_duration, allowed_s)
+
+    # run
+
+    def run(self) -> None:
+        """Start the command, at most once, and follow it to its end; then check what it says of itself.
+
+        Raises JobFailed (exit code, signal, failed set-up), OverLimit, MachineLost, TransferFailed.
+        """
+        self.work_began = True
+        limit_s = self.job.recipe.max_duration + self.job.host.timing.overrun_s
+        over = OverLimit(
+            f"the work was still running {limit_s:.0f} s after its start, past max_duration; it was stopped"
+        )
+        with self._line.bounded(limit_s, lambda: self._line.stop.stop(over)):
+            try:
+                self._line.insist(lambda shell: self._runner(shell).start())
+                self._line.insist(self._follow)
+            except LetGo:
+                raise
+            except GpujobsError:
+                if self._line.stop.stopped:
+                    self._end_the_work()
+                raise
+        self._check_log()
+        self._judge()
+
+    def _follow(self, shell: Shell) -> None:
+        folder = self.job.folder
+        with folder.appending() as log:
+
+            def keep(data: bytes) -> None:
+                log.write(data)
+                self.job.reporter.output(data)
+
+            runner = self._runner(shell)
+            runner.follow(folder.log_size(), keep, stop=self._line.stop)
+            status = runner.status()
+        self.exit = status.exit
+        if self.exit is None:
+            raise MachineLost(
+                f"{self.name}: the work ended without a record of its exit ({status.phase}); was it rebooted?"
+            )
+
+    def _end_the_work(self) -> None:
+        """Send TERM, then KILL, and fetch the tail of the log; within a bound, and whatever happens."""
+        timing = self.job.host.timing
+        with self._line.after_stop(timing.stop_grace_s + timing.stop_pull_s), suppress(GpujobsError):
+            self._line.insist(lambda shell: self._runner(shell).cancel(timing.stop_grace_s))
+            self._line.insist(self._follow)
+
+    def _check_log(self) -> None:
+        """Hold promise 4: the log here is what the machine recorded, byte for byte; fetched anew once if it is not."""
+        folder, exit_ = self.job.folder, self._exit
+        if (folder.log_size(), folder.log_sha256()) != (exit_.log_size, exit_.sha256):
+            _log.warning("%s: the log here differs from the machine's; fetching it again", self.name)
+            folder.drop_log()
+            self._line.insist(self._follow)
+        if folder.log_sha256() != exit_.sha256:
+            raise TransferFailed(
+                f"the log of {self.name} does not have the hash that the machine recorded: {folder.log}"
+            )
+
+    @property
+    def _exit(self) -> ExitRecord:
+        if self.exit is None:
+            raise RemoteFailure(f"{self.name} has no record of how its work ended")
+        return self.exit
+
+    def _judge(self) -> None:
+        exit_, job = self._exit, self.job
+        job.host.ledger.update_attempt(self.name, exit_code=exit_.code, outcome=exit_.reason, log_sha256=exit_.sha256)
+        if exit_.reason == "max_duration":
+            limit = "the budget" if job.recipe.budget is not None else f"max_duration ({job.recipe.max_duration} s)"
+            raise OverLimit(f"{limit} was reached, so the work was stopped; what it wrote so far is pulled")
+        if exit_.code == 0 and exit_.reason == "exit":
+            return
+        what = "setup" if exit_.reason == "setup" else "the command"
+        how = f"was killed by signal {exit_.signal}" if exit_.signal else f"ended with exit code {exit_.code}"
+        raise JobFailed(f"{what} {how}; its output is in {job.folder.log}")
+
+    # pull
+
+    def pull(self) -> None:
+        """Bring every output home, whole or not at all; raises JobFailed where one does not exist."""
+        missing = []
+        for name, remote in self.job.recipe.outputs.items():
+            try:
+                self._line.insist(partial(self._pull_one, name, posixpath.join(self._work, remote)))
+            except BadInput:
+                missing.append(f"{name} ({remote})")
+        self._line.insist(lambda shell: self._runner(shell).mark_pulled())
+        if missing:
+            raise JobFailed(
+                f"outputs that the command did not write: {', '.join(missing)}; mend `outputs` or the command"
+            )
+
+    def pull_what_there_is(self) -> None:
+        """Bring home what a failed or stopped command left; what is missing is told, never raised."""
+        limit_s = self.job.host.timing.stop_pull_s if self._line.stop.stopped else self.job.host.timing.lost_s
+        with self._line.after_stop(limit_s):
+            try:
+                self.pull()
+            except (JobFailed, Unreachable, MachineLost, TransferFailed, RemoteFailure) as error:
+                self.job.reporter.note(f"not everything could be pulled: {error}")
+
+    def _pull_one(self, name: str, remote: str, shell: Shell) -> None:
+        pull(shell, remote, self.job.folder.outputs / name, progress=self._progress(f"downloading {name}"))
+
+    # the end
+
+    def snapshot(self) -> None:
+        """Power off with the disk saved as an image, and wait until it is off; raises GpujobsError with the reason."""
+        wanted, host = self.job.recipe.snapshot, self.job.host
+        if wanted is None:
+            return
+        self._line.hang_up()
+        with self._line.after_stop(host.timing.snapshot_s):
+            image = self.backend.power_off(self._line.machine, snapshot=ImageRef(name=wanted.name, tag=wanted.tag))
+            deadline = host.clock.monotonic() + host.timing.snapshot_s
+            teardown.wait_off(host, self.backend, self._line.machine, deadline=deadline, tick=self._still_saving)
+        host.ledger.add_snapshot(
+            SnapshotRecord(
+                name=wanted.name,
+                tag=wanted.tag,
+                backend=self.backend.name,
+                region=self._line.machine.region,
+                image=image,
+                run_id=self.job.run.id,
+                made_at=host.clock.now(),
+                state="saved",
+            )
+        )
+        self.job.reporter.note(f"saved as snapshot:{wanted.name}:{wanted.tag} on {self.backend.name}")
+
+    def _still_saving(self, seen: Machine) -> None:
+        self.job.reporter.phase("snapshot", f"{self.name}: {seen.raw_status}")
+
+    def keep(self) -> None:
+        """Leave a failed machine up for a look, for as long as the recipe says, or until somebody cancels."""
+        keep_s = self.job.recipe.on_failure.keep
+        self.job.reporter.note(f"{self.name} is kept for {keep_s} s: gpujobs ssh {self.job.run.id}; cancel releases it")
+        self._line.stop.sleep(self.job.host.clock, keep_s)
+
+    def release(self) -> None:
+        """End the rent, and wait for the provider's own list to say so; raises MachineLost where it does not."""
+        self._line.hang_up()
+        try:
+            teardown.release(self.job.host, self.backend, self._line.machine, within_s=self.job.host.timing.release_s)
+        finally:
+            self.job.host.ledger.update_attempt(self.name, ended_at=self.job.host.clock.now())
+
+    # the parts
+
+    def _runner(self, shell: Shell) -> Runner:
+        return Runner(shell, base=self.backend.work_root, name=self.name)
+
+    @property
+    def _work(self) -> str:
+        return posixpath.join(self.backend.work_root, self.name, "work")

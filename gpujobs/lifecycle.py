@@ -1,0 +1,308 @@
+"""A run, from the ledger's point of view: attempt after attempt until one counts, each torn down whatever happened.
+
+The life of a run is a generator of steps, so that whoever drives it may run each step where he likes: the command
+line in its own thread, the flow as a Prefect task in a pool. Called again with the same run id, it goes on from what
+the ledger, the provider and the machine say: resume, retry, and recovery after a kill are this one path.
+"""
+
+import uuid
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from gpujobs.attempt import Attempt
+from gpujobs.clock import StopToken
+from gpujobs.errors import (
+    BootTimeout,
+    Busy,
+    Cancelled,
+    GpujobsError,
+    LetGo,
+    MachineLost,
+    NoCapacity,
+    Unavailable,
+)
+from gpujobs.host import Host, describe_bug
+from gpujobs.ledger_rows import Attempt as AttemptRow
+from gpujobs.ledger_rows import Run
+from gpujobs.models import Reporter
+from gpujobs.plan import Choice, make_plan
+from gpujobs.recipe import Recipe
+from gpujobs.renting import Job, rent_first, resume
+from gpujobs.run_folder import RunFolder
+
+ENDED = frozenset({"succeeded", "failed", "cancelled"})
+_RETRY_NAMES: Mapping[type[GpujobsError], str] = {  # the first that fits counts
+    NoCapacity: "no-capacity",
+    BootTimeout: "boot-timeout",
+    MachineLost: "machine-lost",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A piece of slow work: `call` it in any one thread; it wakes soon when the run is stopped."""
+
+    name: str
+    attempt: int
+    call: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a run ended here: `state` is succeeded, failed or cancelled, or running when this process let go of it."""
+
+    run_id: str
+    state: str
+    exit_code: int
+    error: str
+    log: Path
+    outputs: Mapping[str, Path]
+    cost_cny: float | None
+    machines_alive: int
+
+
+Steps = Generator[Step, None, Outcome]
+
+
+def new_run_id() -> str:
+    """Make an id for a run that no flow run stands for: 10 hexadecimal digits."""
+    return uuid.uuid4().hex[-10:]
+
+
+def open_run(host: Host, recipe: Recipe, *, run_id: str, flow_run_id: str | None = None) -> None:
+    """Write the run into the ledger and make its folder; the same id again is fine."""
+    RunFolder(host.settings.runs / run_id).make(recipe)
+    try:
+        host.ledger.add_run(
+            Run(
+                id=run_id,
+                name=recipe.name,
+                owner=host.settings.owner,
+                recipe_json=recipe.model_dump_json(),
+                state="submitted",
+                created_at=host.clock.now(),
+                flow_run_id=flow_run_id,
+                workdir=recipe.workdir,
+            )
+        )
+    except Busy:
+        return
+
+
+def execute(host: Host, run_id: str, *, stop: StopToken, reporter: Reporter) -> Outcome:
+    """Drive a run to its end in this thread; raises Busy when another living process drives it."""
+    life = steps(host, run_id, stop=stop, reporter=reporter)
+    error: Exception | None = None
+    while True:
+        try:
+            step = life.throw(error) if error else next(life)
+        except StopIteration as end:
+            outcome: Outcome = end.value
+            return outcome
+        error = None
+        try:
+            step.call()
+        except Exception as raised:  # it belongs to the run, which decides what follows
+            error = raised
+
+
+def steps(host: Host, run_id: str, *, stop: StopToken, reporter: Reporter) -> Steps:
+    """Give the run's steps one by one; throw into it what a step raised. Exhaust it: its value is the outcome.
+
+    Raises Busy when another living process drives the run.
+    """
+    with host.guarded(run_id, stop):
+        run = host.ledger.get_run(run_id)
+        recipe = Recipe.model_validate_json(run.recipe_json)
+        job = Job(host=host, run=run, recipe=recipe, stop=stop, reporter=reporter)
+        return (yield from _Life(job).steps())
+
+
+class _Life:
+    """One driver's pass over a run."""
+
+    def __init__(self, job: Job) -> None:
+        self._job, self._ledger, self._clock = job, job.host.ledger, job.host.clock
+        self._attempt: Attempt | None = None
+        self._choices: list[Choice] = []
+        self._released = True
+        self._pulled = False
+        self._made = 0
+
+    def steps(self) -> Steps:
+        job = self._job
+        unfinished = [row for row in self._ledger.attempts(job.run.id) if row.ended_at is None]
+        self._ledger.update_run(
+            job.run.id, state="running", started_at=job.run.started_at or self._clock.now(), ended_at=None, error=""
+        )
+        try:
+            failed: GpujobsError | None = None
+            if unfinished:
+                failed = yield from self._attempt_steps(unfinished[-1])
+            if not unfinished or (failed and self._goes_again(failed)) or self._was_never_made(unfinished, failed):
+                failed = yield from self._attempts_until_one_counts()
+        except LetGo as error:
+            return self._outcome("running", error.exit_code, str(error))
+        return self._finish(failed)
+
+    def _was_never_made(self, unfinished: list[AttemptRow], failed: GpujobsError | None) -> bool:
+        return bool(unfinished) and failed is None and self._attempt is None
+
+    def _attempts_until_one_counts(self) -> Generator[Step, None, GpujobsError | None]:
+        while True:
+            self._attempt, self._pulled = None, False
+            failed = yield from self._attempt_steps(None)
+            if failed is None or not self._goes_again(failed):
+                return failed
+            self._job.reporter.note(f"{failed}; trying again")
+
+    def _attempt_steps(self, row: AttemptRow | None) -> Generator[Step, None, GpujobsError | None]:
+        failed: GpujobsError | None = None
+        try:
+            if row is None:
+                yield self._step("plan", self._plan)
+                yield self._step("provision", self._provision)
+            else:
+                yield self._step("provision", partial(self._resume, row))
+                if self._attempt is None:
+                    return None
+            for name in ("boot", "push", "run", "pull"):
+                yield self._step(name, partial(self._do, name))
+        except LetGo:
+            raise
+        except GpujobsError as error:
+            failed = error
+        except Exception as error:  # a bug of ours must not leave a machine rented
+            failed = describe_bug(error)
+        if self._attempt is not None:
+            failed = yield from self._end_steps(self._attempt, failed)
+        return failed
+
+    def _end_steps(self, attempt: Attempt, failed: GpujobsError | None) -> Generator[Step, None, GpujobsError | None]:
+        """Bring home what there is, save, keep, release; trouble here is told, and never hides `failed`."""
+        recipe, trouble = self._job.recipe, None
+        if failed and attempt.work_began and not self._pulled and not isinstance(failed, MachineLost):
+            trouble = (yield from self._try("pull", attempt.pull_what_there_is)) or trouble
+        if (
+            recipe.snapshot
+            and attempt.work_began
+            and recipe.snapshot.on in ("always", "failure" if failed else "success")
+        ):
+            trouble = (yield from self._try("snapshot", attempt.snapshot)) or trouble
+        if failed and attempt.work_began and recipe.on_failure.keep and not self._job.stop.stopped:
+            yield from self._try("keep", attempt.keep)
+        unreleased = yield from self._try("release", attempt.release)
+        self._released = unreleased is None
+        self._ledger.update_attempt(
+            attempt.name, state="failed" if failed else "succeeded", error=str(failed) if failed else ""
+        )
+        return failed or trouble
+
+    def _try(self, name: str, call: Callable[[], None]) -> Generator[Step, None, GpujobsError | None]:
+        try:
+            yield self._step(name, call)
+        except LetGo:
+            raise
+        except Cancelled:  # of a machine that was only kept for a look
+            return None
+        except GpujobsError as error:
+            self._job.reporter.note(f"{name}: {error}")
+            return error
+        except Exception as error:  # as above
+            told = describe_bug(error)
+            self._job.reporter.note(f"{name}: {told}")
+            return told
+        return None
+
+    def _step(self, name: str, call: Callable[[], None]) -> Step:
+        number = int(self._attempt.name.rpartition("-")[2]) if self._attempt else 0
+        return Step(name=name, attempt=number, call=partial(self._in_phase, name, call))
+
+    def _in_phase(self, name: str, call: Callable[[], None]) -> None:
+        where = self._attempt.name if self._attempt else ""
+        self._ledger.update_run(self._job.run.id, phase=name, detail=where)
+        if self._attempt:
+            self._ledger.update_attempt(where, phase=name)
+        self._job.reporter.phase(name, where)
+        call()
+
+    def _plan(self) -> None:
+        """Find offers; where the recipe allows to wait for a free card, wait."""
+        job, started = self._job, self._clock.monotonic()
+        while True:
+            try:
+                job.stop.raise_if_stopped()
+                plan = make_plan(job.host, job.recipe)
+                trouble = "nothing that fits is free now; " + ("; ".join(plan.refused) or "no stock")
+            except Unavailable as error:
+                plan, trouble = None, str(error)
+            if plan and plan.choices:
+                self._choices = list(plan.choices)
+                self._ledger.update_run(job.run.id, estimate_cny=plan.estimate_cny)
+                return
+            if self._clock.monotonic() - started >= job.recipe.retry.wait:
+                raise NoCapacity(f"{trouble}; allow other places or GPUs in resources, or set retry.wait, as 2h")
+            job.reporter.phase("plan", "waiting for a free card")
+            job.stop.sleep(self._clock, job.host.timing.stock_s * job.host.dice.uniform(0.8, 1.2))
+
+    def _provision(self) -> None:
+        machine = rent_first(self._job, self._choices)
+        self._made += 1
+        self._attempt = Attempt(self._job, machine)
+        self._in_phase("provision", lambda: None)
+
+    def _resume(self, row: AttemptRow) -> None:
+        machine = resume(self._job, row)
+        if machine is None:
+            self._ledger.update_attempt(row.name, ended_at=self._clock.now(), state="failed", error="it was never made")
+            return
+        self._made += 1
+        self._attempt = Attempt(self._job, machine)
+        self._attempt.work_began = row.phase not in ("", "provision", "boot", "push")
+        self._job.reporter.note(f"going on with {machine.name} ({machine.backend} {machine.id})")
+
+    def _do(self, phase: str) -> None:
+        if self._attempt is not None:
+            getattr(self._attempt, phase)()
+        self._pulled = phase == "pull"
+
+    def _goes_again(self, failed: GpujobsError) -> bool:
+        retry = self._job.recipe.retry
+        name = next((name for kind, name in _RETRY_NAMES.items() if isinstance(failed, kind)), None)
+        if name is None or name not in retry.on or self._job.stop.stopped:
+            return False
+        if self._attempt is None or self._made >= retry.attempts:  # without a machine, the plan has waited already
+            return False
+        if not self._released:
+            self._job.reporter.note("no new attempt: the old machine is not confirmed gone")
+        return self._released
+
+    def _finish(self, failed: GpujobsError | None) -> Outcome:
+        state = "succeeded" if failed is None else "cancelled" if isinstance(failed, Cancelled) else "failed"
+        outcome = self._outcome(state, failed.exit_code if failed else 0, str(failed or ""))
+        self._ledger.update_run(
+            self._job.run.id,
+            state=state,
+            phase="",
+            detail="",
+            ended_at=self._clock.now(),
+            exit_code=outcome.exit_code,
+            error=outcome.error,
+            cost_cny=outcome.cost_cny,
+        )
+        return outcome
+
+    def _outcome(self, state: str, exit_code: int, error: str) -> Outcome:
+        job = self._job
+        return Outcome(
+            run_id=job.run.id,
+            state=state,
+            exit_code=exit_code,
+            error=error,
+            log=job.folder.log,
+            outputs=job.folder.pulled(job.recipe.outputs),
+            cost_cny=self._ledger.cost_cny(job.run.id),
+            machines_alive=sum(record.alive for record in self._ledger.machines(job.run.id)),
+        )

@@ -1,0 +1,137 @@
+"""Renting: the intent first, then one create, and where its reply is unclear, looking before anything else."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+from gpujobs import teardown
+from gpujobs.backends import Backend
+from gpujobs.clock import StopToken
+from gpujobs.errors import Ambiguous, GpujobsError, NoCapacity, Unavailable
+from gpujobs.host import Host
+from gpujobs.ledger_rows import Attempt as AttemptRow
+from gpujobs.ledger_rows import MachineRecord, Run
+from gpujobs.models import Machine, MachineStatus, Reporter, machine_name
+from gpujobs.plan import Choice, price_bound
+from gpujobs.recipe import Recipe
+from gpujobs.run_folder import RunFolder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What stays the same over a run's attempts."""
+
+    host: Host
+    run: Run
+    recipe: Recipe
+    stop: StopToken
+    reporter: Reporter
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run's folder here."""
+        return RunFolder(self.host.settings.runs / self.run.id)
+
+
+def rent_first(job: Job, choices: Sequence[Choice]) -> Machine:
+    """Rent the first of `choices` that is to be had.
+
+    Raises NoCapacity when all of them were taken meanwhile; what `rent` raises otherwise.
+    """
+    gone: list[str] = []
+    for choice in choices:
+        try:
+            return rent(job, choice)
+        except NoCapacity as error:
+            gone.append(str(error))
+    raise NoCapacity("; ".join(dict.fromkeys(gone)) or "nothing that fits is free now")
+
+
+def rent(job: Job, choice: Choice) -> Machine:
+    """Rent what `choice` offers, under a name that no other attempt ever had.
+
+    Raises NoCapacity, Refused, BadCredentials or Unavailable: then nothing was made, or, after an unclear reply,
+    the ledger keeps the name so that the reaper goes on looking for it.
+    """
+    host, offer = job.host, choice.offer
+    backend = host.backend(offer.backend)
+    number = 1 + max((row.number for row in host.ledger.attempts(job.run.id)), default=0)
+    name = machine_name(owner=job.run.owner, run=job.run.id, attempt=number)
+    job.folder.set_log_aside(number - 1)
+    job.stop.raise_if_stopped()
+    _write_intent(job, choice, name, number)
+    try:
+        machine = _create(job, backend, choice, name)
+    except GpujobsError as error:
+        host.ledger.update_attempt(name, ended_at=host.clock.now(), error=str(error), state="failed")
+        raise
+    return _created(job, machine)
+
+
+def resume(job: Job, row: AttemptRow) -> Machine | None:
+    """Find the machine of an attempt whose driver is dead; None where it was never made."""
+    host = job.host
+    record = host.ledger.machine(row.name)
+    if record is None:
+        return None
+    if record.id is not None:
+        return Machine(
+            backend=row.backend,
+            id=record.id,
+            name=row.name,
+            region=record.region,
+            unit=record.unit,
+            status=MachineStatus.UNKNOWN,
+            price_cny_per_h=record.price_cny_per_h,
+        )
+    backend = host.backend(row.backend)
+    found = teardown.settle(host, backend, row.name, window_s=host.timing.settle_s, stop=StopToken())
+    return _created(job, found) if found else None
+
+
+def _write_intent(job: Job, choice: Choice, name: str, number: int) -> None:
+    ledger, offer, now = job.host.ledger, choice.offer, job.host.clock.now()
+    ledger.add_attempt(
+        AttemptRow(
+            run_id=job.run.id,
+            number=number,
+            name=name,
+            backend=offer.backend,
+            region=offer.region,
+            offer_json=json.dumps(asdict(offer), ensure_ascii=False),
+            state="running",
+            started_at=now,
+        )
+    )
+    ledger.intend(
+        MachineRecord(
+            name=name,
+            run_id=job.run.id,
+            attempt=number,
+            backend=offer.backend,
+            region=offer.region,
+            price_cny_per_h=price_bound(job.recipe, offer.price_cny_per_h),
+            intent_at=now,
+        )
+    )
+
+
+def _create(job: Job, backend: Backend, choice: Choice, name: str) -> Machine:
+    try:
+        return backend.create(job.recipe, choice.offer, name=name, image=choice.image)
+    except Ambiguous as error:
+        job.reporter.note(f"{error}; looking for {name} at {backend.name} before anything else is tried")
+        timing = job.host.timing
+        found = teardown.settle(job.host, backend, name, window_s=timing.settle_s, stop=StopToken())
+        if found is None:
+            raise Unavailable(f"{backend.name} did not make {name}: {error}") from error
+        return replace(found, name=name)
+    except GpujobsError:
+        job.host.ledger.settle_never_made(name)  # the provider said plainly that it was not made
+        raise
+
+
+def _created(job: Job, machine: Machine) -> Machine:
+    now = machine.created_at or job.host.clock.now()
+    job.host.ledger.record_created(machine.name, machine.id, region=machine.region, created_at=now)
+    return machine

@@ -1,0 +1,69 @@
+"""A run's folder here: the job's log, what it wrote, and the recipe; 0700, its files 0600."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from gpujobs.recipe import Recipe
+from gpujobs.settings import private_folder, private_opener
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Where a run keeps its files on this side."""
+
+    path: Path
+
+    @property
+    def log(self) -> Path:
+        """What the newest attempt's set-up and command wrote; earlier attempts' are attempt-N.log."""
+        return self.path / "output.log"
+
+    @property
+    def outputs(self) -> Path:
+        """The folder of pulled outputs, one entry a name."""
+        return self.path / "outputs"
+
+    def make(self, recipe: Recipe) -> None:
+        """Make the folder with the recipe in it; again is fine."""
+        private_folder(self.path)
+        private_folder(self.outputs)
+        with open(self.path / "recipe.json", "w", encoding="utf-8", opener=private_opener) as file:
+            file.write(recipe.model_dump_json(indent=2))
+
+    def set_log_aside(self, attempt: int) -> None:
+        """Keep the log of an attempt that is over under its number."""
+        if self.log.exists():
+            self.log.rename(self.path / f"attempt-{attempt}.log")
+
+    @contextmanager
+    def appending(self) -> Iterator[BinaryIO]:
+        """Open the log to add to it, unbuffered: a reader sees each piece at once."""
+        with open(self.log, "ab", buffering=0, opener=private_opener) as file:
+            yield file
+
+    def log_size(self) -> int:
+        """Give how many bytes of the log are here."""
+        try:
+            return self.log.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def log_sha256(self) -> str:
+        """Give the hash of what is here, as 64 hexadecimal digits."""
+        if not self.log.exists():
+            return hashlib.sha256().hexdigest()
+        with self.log.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def drop_log(self) -> None:
+        """Empty the log, to fetch it anew."""
+        os.truncate(self.log, 0)
+
+    def pulled(self, names: Mapping[str, str]) -> Mapping[str, Path]:
+        """Name the outputs that are here."""
+        return {name: self.outputs / name for name in names if (self.outputs / name).exists()}
