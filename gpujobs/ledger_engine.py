@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from gpujobs.errors import BadInput
-from gpujobs.ledger_tables import REVISION
+from gpujobs.ledger_rows import REVISION
 from gpujobs.settings import private_folder
 
 _BUSY_TIMEOUT_MS = 30_000

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypedDict
 
+REVISION = "0001"  # the newest of `migrations/versions`: what a ledger must stand at
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:

@@ -21,8 +21,6 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-REVISION = "0001"  # the newest migration: what a ledger must stand at
-
 
 class UtcTime(TypeDecorator[datetime]):
     """An aware datetime, kept in UTC; SQLite keeps no zone, so it is laid on again when read."""

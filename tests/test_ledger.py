@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -19,11 +20,11 @@ from sqlalchemy import create_engine
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
-from gpujobs import ledger_engine
+from gpujobs import ledger_engine, ledger_glance
 from gpujobs.errors import BadInput, Busy, GpujobsError
 from gpujobs.ledger import Ledger, open_ledger
-from gpujobs.ledger_rows import Attempt, Bill, EventRecord, MachineRecord, Run, SnapshotRecord
-from gpujobs.ledger_tables import REVISION, metadata
+from gpujobs.ledger_rows import REVISION, Attempt, Bill, EventRecord, MachineRecord, Run, SnapshotRecord
+from gpujobs.ledger_tables import metadata
 from gpujobs.models import Event, MachineStatus
 
 NOW = datetime(2026, 11, 21, 10, 0, 0, 123456, tzinfo=UTC)
@@ -182,7 +183,7 @@ def test_a_ledger_of_a_newer_gpujobs_is_refused(url: str, tmp_path: Path) -> Non
         open_ledger(url)
 
 
-def test_many_processes_that_open_a_new_ledger_at_once_all_succeed(url: str, tmp_path: Path) -> None:
+def test_many_processes_that_open_a_new_ledger_at_once_all_succeed(url: str) -> None:
     code = (
         "import sys\n"
         "from datetime import UTC, datetime\n"
@@ -311,6 +312,31 @@ def test_runs_are_listed_newest_first_and_by_state_and_owner(ledger: Ledger) -> 
     assert [run.id for run in ledger.list_runs(limit=1)] == ["run2"]
     assert [run.id for run in ledger.list_runs(states={"new"})] == ["run2", "run0"]
     assert [run.id for run in ledger.list_runs(states={"new"}, owner="ada")] == ["run0"]
+
+
+@pytest.mark.parametrize("question", [{}, {"limit": 2}, {"states": ["new", "done"]}, {"owner": "ada", "limit": 1}])
+def test_the_quick_list_gives_what_the_ledger_gives(ledger: Ledger, url: str, question: dict[str, Any]) -> None:
+    ledger.add_run(a_run("run0", started_at=NOW, lease_until=NOW + MINUTE, cost_cny=0.1, state="done"))
+    ledger.add_run(a_run("run1", owner="bob", ended_at=NOW, cancel_requested_at=NOW))
+    ledger.add_run(a_run("run2", created_at=NOW.replace(microsecond=0) + MINUTE, state="lost"))
+    listed = ledger.list_runs(**question)
+    assert listed
+    assert ledger_glance.list_runs(url, **question) == listed
+
+
+def test_the_quick_list_loads_no_sqlalchemy(url: str) -> None:
+    open_ledger(url).close()
+    code = f"import sys; from gpujobs.ledger_glance import list_runs; print(list_runs({url!r}), 'sqlalchemy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[] False\n"
+
+
+def test_the_quick_list_makes_an_absent_ledger_and_refuses_what_is_none(url: str, tmp_path: Path) -> None:
+    assert ledger_glance.list_runs(url) == []
+    assert (tmp_path / "home/ledger.db").exists()
+    (tmp_path / "letter").write_text("not a database, but a letter to a friend\n" * 40)
+    with pytest.raises(BadInput, match="cannot be opened as a ledger"):
+        ledger_glance.list_runs(f"sqlite:///{tmp_path}/letter")
 
 
 def test_an_id_that_is_taken_is_refused(ledger: Ledger) -> None:

@@ -1,1 +1,1 @@
-"""One file a revision; the newest is named in `ledger_tables.REVISION`."""
+"""One file a revision; the newest is named in `ledger_rows.REVISION`."""
