@@ -164,7 +164,7 @@ class Guard:
             for run_id, stop in runs:
                 try:
                     self._look(run_id, stop)
-                except Exception:  # whatever the database says, the other runs keep their guard
+                except Exception:  # noqa: BLE001 - whatever the database says, the other runs keep their guard
                     _log.exception("guarding run %s", run_id)
 
     def _look(self, run_id: str, stop: StopToken) -> None:

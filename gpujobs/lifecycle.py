@@ -31,6 +31,7 @@ from gpujobs.plan import Choice, make_plan
 from gpujobs.recipe import Recipe
 from gpujobs.renting import Job, rent_first, resume
 from gpujobs.run_folder import RunFolder
+from gpujobs.teardown import named, release
 
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
 _RETRY_NAMES: Mapping[type[GpujobsError], str] = {  # the first that fits counts
@@ -104,7 +105,7 @@ def execute(host: Host, run_id: str, *, stop: StopToken, reporter: Reporter) -> 
         error = None
         try:
             step.call()
-        except Exception as raised:  # it belongs to the run, which decides what follows
+        except Exception as raised:  # noqa: BLE001 - it belongs to the run, which decides what follows
             error = raised
 
 
@@ -129,7 +130,7 @@ class _Life:
         self._choices: list[Choice] = []
         self._released = True
         self._pulled = False
-        self._made = 0
+        self._tries = 0
 
     def steps(self) -> Steps:
         job = self._job
@@ -143,6 +144,8 @@ class _Life:
                 failed = yield from self._attempt_steps(unfinished[-1])
             if not unfinished or (failed and self._goes_again(failed)) or self._was_never_made(unfinished, failed):
                 failed = yield from self._attempts_until_one_counts()
+            if any(record.id is None for record in self._ledger.machines(job.run.id)):
+                yield from self._try("release", self._sweep)
         except LetGo as error:
             return self._outcome("running", error.exit_code, str(error))
         return self._finish(failed)
@@ -174,7 +177,7 @@ class _Life:
             raise
         except GpujobsError as error:
             failed = error
-        except Exception as error:  # a bug of ours must not leave a machine rented
+        except Exception as error:  # noqa: BLE001 - a bug of ours must not leave a machine rented
             failed = describe_bug(error)
         if self._attempt is not None:
             failed = yield from self._end_steps(self._attempt, failed)
@@ -210,7 +213,7 @@ class _Life:
         except GpujobsError as error:
             self._job.reporter.note(f"{name}: {error}")
             return error
-        except Exception as error:  # as above
+        except Exception as error:  # noqa: BLE001 - as above
             told = describe_bug(error)
             self._job.reporter.note(f"{name}: {told}")
             return told
@@ -248,8 +251,8 @@ class _Life:
             job.stop.sleep(self._clock, job.host.timing.stock_s * job.host.dice.uniform(0.8, 1.2))
 
     def _provision(self) -> None:
+        self._tries += 1
         machine = rent_first(self._job, self._choices)
-        self._made += 1
         self._attempt = Attempt(self._job, machine)
         self._in_phase("provision", lambda: None)
 
@@ -258,7 +261,7 @@ class _Life:
         if machine is None:
             self._ledger.update_attempt(row.name, ended_at=self._clock.now(), state="failed", error="it was never made")
             return
-        self._made += 1
+        self._tries += 1
         self._attempt = Attempt(self._job, machine)
         self._attempt.work_began = row.phase not in ("", "provision", "boot", "push")
         self._job.reporter.note(f"going on with {machine.name} ({machine.backend} {machine.id})")
@@ -270,14 +273,26 @@ class _Life:
 
     def _goes_again(self, failed: GpujobsError) -> bool:
         retry = self._job.recipe.retry
-        name = next((name for kind, name in _RETRY_NAMES.items() if isinstance(failed, kind)), None)
-        if name is None or name not in retry.on or self._job.stop.stopped:
+        if self._job.stop.stopped or self._tries >= retry.attempts:
             return False
-        if self._attempt is None or self._made >= retry.attempts:  # without a machine, the plan has waited already
+        if self._attempt is None:  # the plan has waited for stock; a create that came to nothing may be made anew
+            return isinstance(failed, Unavailable)
+        name = next((name for kind, name in _RETRY_NAMES.items() if isinstance(failed, kind)), None)
+        if name not in retry.on:
             return False
         if not self._released:
             self._job.reporter.note("no new attempt: the old machine is not confirmed gone")
         return self._released
+
+    def _sweep(self) -> None:
+        """Release what an unclear create made after we had stopped looking for it."""
+        for record in self._ledger.machines(self._job.run.id):
+            if record.id is None:
+                backend = self._job.host.backend(record.backend)
+                for late in named(backend, record.name):
+                    self._job.reporter.note(f"{record.name} was made after all; releasing it")
+                    self._ledger.record_created(record.name, late.id, region=late.region, created_at=late.created_at)
+                    release(self._job.host, backend, late, within_s=self._job.host.timing.release_s)
 
     def _finish(self, failed: GpujobsError | None) -> Outcome:
         state = "succeeded" if failed is None else "cancelled" if isinstance(failed, Cancelled) else "failed"

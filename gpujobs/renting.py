@@ -50,8 +50,8 @@ def rent_first(job: Job, choices: Sequence[Choice]) -> Machine:
 def rent(job: Job, choice: Choice) -> Machine:
     """Rent what `choice` offers, under a name that no other attempt ever had.
 
-    Raises NoCapacity, Refused, BadCredentials or Unavailable: then nothing was made, or, after an unclear reply,
-    the ledger keeps the name so that the reaper goes on looking for it.
+    Raises NoCapacity, Refused, BadCredentials or Unavailable: then nothing was made, as far as the provider shows;
+    what it makes later all the same is released at the run's end, or by the reaper, which both know the name.
     """
     host, offer = job.host, choice.offer
     backend = host.backend(offer.backend)
@@ -124,6 +124,7 @@ def _create(job: Job, backend: Backend, choice: Choice, name: str) -> Machine:
         timing = job.host.timing
         found = teardown.settle(job.host, backend, name, window_s=timing.settle_s, stop=StopToken())
         if found is None:
+            job.host.ledger.settle_never_made(name)
             raise Unavailable(f"{backend.name} did not make {name}: {error}") from error
         return replace(found, name=name)
     except GpujobsError:

@@ -52,7 +52,7 @@ def _adopt_one(backend: Backend, found: Sequence[Machine]) -> Machine:
 
 
 def release(host: Host, backend: Backend, machine: Machine, *, within_s: float) -> None:
-    """Release `machine` and wait until the provider's own list has it no longer; then the ledger says gone, and the bill.
+    """Release `machine` and wait until the provider's own list has it no longer; then write that down, and the bill.
 
     Raises:
         MachineLost: it is still listed after `within_s`, or the provider could not be asked. The ledger
@@ -65,7 +65,7 @@ def release(host: Host, backend: Backend, machine: Machine, *, within_s: float) 
         try:
             _ask_for_the_end(host, backend, machine, deadline)
             if not named(backend, machine.name):
-                _gone(host, machine.name)
+                mark_gone(host, machine.name)
                 return
             trouble = "it is still listed"
         except (Unavailable, Refused) as error:
@@ -121,7 +121,8 @@ def wait_off(
         StopToken().sleep(host.clock, max(0.2, wait_s))
 
 
-def _gone(host: Host, name: str) -> None:
+def mark_gone(host: Host, name: str) -> None:
+    """Write down that the provider lists a machine no longer, and what it cost until now."""
     now = host.clock.now()
     host.ledger.mark_gone(name, at=now)
     record = host.ledger.machine(name)

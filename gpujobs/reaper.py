@@ -1,0 +1,139 @@
+"""Finds and releases machines that no living run owns. It believes the provider's list first, then the ledger."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+from gpujobs import backends
+from gpujobs.backends import Backend
+from gpujobs.errors import GpujobsError
+from gpujobs.host import Host
+from gpujobs.ledger_rows import MachineRecord, Run
+from gpujobs.lifecycle import ENDED
+from gpujobs.models import NAME_PATTERN, Machine, Reporter
+from gpujobs.teardown import COSTS_NOTHING, mark_gone, release
+
+GRACE = timedelta(minutes=2)  # a machine this young may be in nobody's ledger yet, though its run lives
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A machine under our name, and what is to become of it."""
+
+    machine: Machine
+    run_id: str | None
+    why: str
+    action: Literal["release", "ask", "leave"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReapResult:
+    """What one pass of the reaper did; `failed` pairs a machine, or a backend's name, with what went wrong."""
+
+    released: Sequence[Machine]
+    left: Sequence[Found]
+    failed: Sequence[tuple[str, str]]
+
+
+def survey(host: Host) -> Sequence[Found]:
+    """List every machine under our owner's prefix, and what is to become of it; raises Unavailable, BadCredentials."""
+    found: list[Found] = []
+    for backend in _backends(host):
+        found += _survey_one(host, backend)
+    return found
+
+
+def reap(host: Host, *, yes: bool, reporter: Reporter) -> ReapResult:
+    """Release the machines of runs that are over or whose driver is long dead; with `yes`, also unknown ones of ours.
+
+    A provider that cannot be asked is named in `failed`, and the others are reaped all the same. A machine that the
+    ledger holds and the provider no longer lists is marked gone.
+    """
+    released: list[Machine] = []
+    left: list[Found] = []
+    failed: list[tuple[str, str]] = []
+    for backend in _backends(host):
+        try:
+            found = _survey_one(host, backend)
+            _mark_gone(host, backend, found)
+        except GpujobsError as error:
+            failed.append((backend.name, str(error)))
+            continue
+        for one in found:
+            if one.action == "leave" or (one.action == "ask" and not yes):
+                left.append(one)
+                continue
+            reporter.note(f"releasing {one.machine.name} on {backend.name}: {one.why}")
+            try:
+                release(host, backend, one.machine, within_s=host.timing.release_s)
+            except GpujobsError as error:
+                failed.append((one.machine.name, str(error)))
+            else:
+                released.append(one.machine)
+    return ReapResult(released=released, left=left, failed=failed)
+
+
+def recover(host: Host) -> Sequence[str]:
+    """Name the runs that nobody drives and that are not over: `lifecycle.steps` goes on with each."""
+    now = host.clock.now()
+    return [run.id for run in host.ledger.list_runs(states=("running",)) if not _driven(run, now)]
+
+
+def _backends(host: Host) -> Iterator[Backend]:
+    for name in backends.names():
+        if host.settings.account(name).token:
+            yield host.backend(name)
+
+
+def _survey_one(host: Host, backend: Backend) -> Sequence[Found]:
+    prefix = f"gj-{host.settings.owner}-"
+    listed = [machine for machine in backend.find(prefix) if machine.status not in COSTS_NOTHING]
+    return [_judge(host, machine) for machine in listed if _is_ours(host, machine)]
+
+
+def _is_ours(host: Host, machine: Machine) -> bool:
+    match = NAME_PATTERN.fullmatch(machine.name)
+    return match is not None and match["owner"] == host.settings.owner
+
+
+def _judge(host: Host, machine: Machine) -> Found:
+    now, record = host.clock.now(), host.ledger.machine(machine.name)
+    if record is None:
+        young = machine.created_at is not None and now - machine.created_at < GRACE
+        why = "younger than the grace, and unknown to this ledger" if young else "unknown to this ledger"
+        return Found(machine=machine, run_id=None, why=why, action="leave" if young else "ask")
+    run = host.ledger.get_run(record.run_id)
+    if run.state in ENDED:
+        return Found(machine=machine, run_id=run.id, why=f"its run {run.id} is over ({run.state})", action="release")
+    if not _driven(run, now):
+        why = f"nobody drives its run {run.id}"
+        if _is_newest(host, record):
+            return Found(machine=machine, run_id=run.id, why=why + "; it can be resumed", action="ask")
+        return Found(machine=machine, run_id=run.id, why=why, action="release")
+    if _is_newest(host, record):
+        return Found(machine=machine, run_id=run.id, why=f"run {run.id} is at work on it", action="leave")
+    young = now - record.intent_at < GRACE
+    why = f"an earlier attempt of run {run.id}"
+    return Found(machine=machine, run_id=run.id, why=why, action="leave" if young else "release")
+
+
+def _is_newest(host: Host, record: MachineRecord) -> bool:
+    return record.attempt == max(row.number for row in host.ledger.attempts(record.run_id))
+
+
+def _driven(run: Run, now: datetime) -> bool:
+    return run.lease_until is not None and run.lease_until > now
+
+
+def _mark_gone(host: Host, backend: Backend, found: Sequence[Found]) -> None:
+    """Believe that a machine is gone only of a list that is younger than the machine by the grace."""
+    listed = {one.machine.name for one in found}
+    now = host.clock.now()
+    for record in host.ledger.machines_alive(host.settings.owner):
+        if record.backend != backend.name or record.name in listed or now - record.intent_at < GRACE:
+            continue
+        if record.id is None:
+            host.ledger.settle_never_made(record.name)
+        else:
+            mark_gone(host, record.name)
