@@ -1,0 +1,142 @@
+"""One running machine on the loop's thread: its processes, its SSH server, and what it reports."""
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from asyncssh import SSHKey
+
+from fake_server import image
+from fake_server.processes import Command, Processes
+from fake_server.session import Inside
+from fake_server.spec import CommandKind, CommandRecord, ContainerSpec, Isolation
+from fake_server.sshd import Sshd
+
+LOG = logging.getLogger(__name__)
+KILL = 9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reports:
+    """Whom a machine tells: of each command that ended, and that its ``cmd`` ended by itself."""
+
+    on_command: Callable[[CommandRecord], None]
+    on_cmd_exit: Callable[[str, int], None]
+
+
+class Machine:
+    """Everything of one machine that lives on the loop. Made and used on the loop's thread alone."""
+
+    def __init__(
+        self, spec: ContainerSpec, isolation: Isolation, *, control: socket.socket, runtime: Path, reports: Reports
+    ) -> None:
+        self.alive = True
+        self._spec, self._reports, self._log = spec, reports, runtime / "cmd.log"
+        self._home = str(spec.disk / "root") if isolation == "none" else "/root"
+        self._env = base_environment(spec, home=self._home, bin_folder=runtime if isolation == "none" else None)
+        self._processes = Processes(control, on_lost=self._on_lost)
+        self._sshd: Sshd | None = None
+        self._opening: asyncio.Task[None] | None = None
+
+    async def open(self, *, sock: socket.socket, key: SSHKey, delay_s: float) -> None:
+        """Start ``cmd`` and the SSH server, the latter after the delay and then without waiting for it here."""
+        inside = Inside(
+            name=self._spec.name,
+            home=self._home,
+            env=self._env,
+            processes=self._processes,
+            record=self._reports.on_command,
+        )
+        root = self._spec.disk / "root"
+        self._sshd = Sshd(inside, sock=sock, key=key, password=self._spec.password, root=root)
+        if self._spec.cmd is not None:
+            self.run(self._spec.cmd, kind="cmd", on_exit=self._on_cmd_exit)
+        if delay_s > 0:
+            self._opening = asyncio.create_task(self._open_later(self._sshd, delay_s))
+        else:
+            await self._sshd.open()
+
+    def run(self, command: str, *, kind: CommandKind, on_exit: Callable[[int], None]) -> int:
+        """Start ``bash -c command`` with its output in a log; return its number."""
+        log = os.open(self._log, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_NOFOLLOW, 0o600)
+        started_at, offset = time.time(), os.fstat(log).st_size
+
+        def ended(exit_code: int) -> None:
+            size = self._log.stat().st_size - offset if self._log.exists() else 0
+            self._reports.on_command(
+                CommandRecord(
+                    machine=self._spec.name,
+                    kind=kind,
+                    command=command,
+                    started_at=started_at,
+                    ended_at=time.time(),
+                    exit_code=exit_code,
+                    bytes_written=size,
+                )
+            )
+            on_exit(exit_code)
+
+        fds = [os.open(os.devnull, os.O_RDONLY), log, os.dup(log)]
+        bash = Command(program="/bin/bash", argv=["bash", "-c", command], env=self._env, cwd=self._home)
+        return self._processes.spawn(bash, fds, on_exit=ended)
+
+    async def execute(self, command: str, done: Future[int]) -> int:
+        """Start a command whose exit code ``done`` gets; return its number."""
+
+        def ended(exit_code: int) -> None:
+            if not done.done():
+                done.set_result(exit_code)
+
+        return self.run(command, kind="exec", on_exit=ended)
+
+    async def kill(self, number: int) -> None:
+        """Kill one command and its process group."""
+        self._processes.signal(number, KILL)
+
+    async def hush(self, *, terminate: bool) -> None:
+        """Cut the machine off, as when its sshd dies, and if asked send TERM to all that runs in it."""
+        self.alive = False
+        self._close_sshd()
+        if terminate:
+            self._processes.terminate()
+
+    async def close(self) -> None:
+        """Let the first process end, and everything with it."""
+        self._processes.close()
+
+    async def _open_later(self, sshd: Sshd, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        try:
+            await sshd.open()
+        except OSError:
+            LOG.exception("the SSH server of %s does not start", self._spec.name)
+
+    def _on_cmd_exit(self, exit_code: int) -> None:
+        if self.alive:
+            self._reports.on_cmd_exit(self._spec.name, exit_code)
+
+    def _on_lost(self) -> None:
+        if self.alive:
+            LOG.warning("the first process of %s died", self._spec.name)
+        self._close_sshd()
+
+    def _close_sshd(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
+        if self._sshd is not None:
+            with suppress(OSError):
+                self._sshd.close()
+
+
+def base_environment(spec: ContainerSpec, *, home: str, bin_folder: Path | None) -> Mapping[str, str]:
+    """Return what every command of the machine starts with: what sshd sets, and the provider's own variables."""
+    path = image.PATH if bin_folder is None else f"{bin_folder}:{image.PATH}"
+    own = {"HOME": home, "USER": "root", "LOGNAME": "root", "SHELL": "/bin/bash", "PATH": path, "LANG": "C.UTF-8"}
+    return {**own, **spec.env}

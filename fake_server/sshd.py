@@ -1,0 +1,154 @@
+"""The SSH server of one machine: asyncssh for the protocol, the machine's own files and processes behind it."""
+
+import base64
+import hmac
+import logging
+import os
+import socket
+import stat
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+
+import asyncssh
+
+from fake_server.session import Inside, Session
+
+KEYS_FILE_LIMIT_BYTES = 1024 * 1024
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+# What a command line or an environment holds does not belong in the log of whoever runs the fake.
+logging.getLogger("asyncssh").setLevel(logging.WARNING)
+
+
+def load_host_key(path: Path) -> asyncssh.SSHKey:
+    """Return the machine's own key, which is made on first use and kept (mode 0600)."""
+    if path.exists():
+        return asyncssh.read_private_key(path)
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(key.export_private_key())
+    return key
+
+
+def public_line(key: asyncssh.SSHKey) -> str:
+    """Return "ssh-ed25519 AAAA…"."""
+    return " ".join(key.export_public_key().decode().split()[:2])
+
+
+class Sshd:
+    """Listens on a socket that is already bound, until closed."""
+
+    def __init__(self, inside: Inside, *, sock: socket.socket, key: asyncssh.SSHKey, password: str, root: Path) -> None:
+        self._inside, self._sock, self._key, self._password, self._root = inside, sock, key, password, root
+        self._acceptor: asyncssh.SSHAcceptor | None = None
+        self._connections: set[asyncssh.SSHServerConnection] = set()
+
+    async def open(self) -> None:
+        """Listen; from here on connections are answered."""
+        self._acceptor = await asyncssh.listen(
+            sock=self._sock,
+            server_factory=lambda: Login(self._inside, self._connections, self._password, self._root),
+            server_host_keys=[self._key],
+            encoding=None,
+            line_editor=False,
+            agent_forwarding=False,
+            gss_host=None,
+            compression_algs=["none", "zlib@openssh.com"],
+        )
+
+    def close(self) -> None:
+        """Stop listening and cut every connection, without a word to the client. Idempotent."""
+        if self._acceptor is not None:
+            self._acceptor.close()
+        self._sock.close()
+        for connection in tuple(self._connections):
+            connection.abort()
+
+
+class Login(asyncssh.SSHServer):
+    """One connection: who may come in, and what is opened for them."""
+
+    def __init__(
+        self, inside: Inside, connections: set[asyncssh.SSHServerConnection], password: str, root: Path
+    ) -> None:
+        self._inside, self._connections, self._password, self._root = inside, connections, password, root
+        self._connection: asyncssh.SSHServerConnection | None = None
+
+    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        """Count the connection, so that it dies with the machine."""
+        self._connection = conn
+        self._connections.add(conn)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        del exc
+        if self._connection is not None:
+            self._connections.discard(self._connection)
+
+    def password_auth_supported(self) -> bool:
+        """Accept passwords."""
+        return True
+
+    def validate_password(self, username: str, password: str) -> bool:
+        """Let root in with the password that was issued."""
+        return username == "root" and hmac.compare_digest(password.encode(), self._password.encode())
+
+    def public_key_auth_supported(self) -> bool:
+        """Accept keys."""
+        return True
+
+    def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
+        """Let root in with a key of the machine's own authorized_keys, read anew each time."""
+        return username == "root" and key.public_data in authorized_keys(self._root)
+
+    def session_requested(self) -> Session:
+        """Open a session."""
+        return Session(self._inside, self._peer())
+
+    def connection_requested(self, dest_host: str, dest_port: int, orig_host: str, orig_port: int) -> bool:
+        """Forward to the machine's loopback, and nowhere else."""
+        del dest_port, orig_host, orig_port
+        return dest_host in LOOPBACK
+
+    def _peer(self) -> dict[str, str]:
+        if self._connection is None:
+            return {}
+        there, here = (self._connection.get_extra_info(name)[:2] for name in ("peername", "sockname"))
+        return {
+            "SSH_CLIENT": f"{there[0]} {there[1]} {here[1]}",
+            "SSH_CONNECTION": f"{there[0]} {there[1]} {here[0]} {here[1]}",
+        }
+
+
+def authorized_keys(root: Path) -> set[bytes]:
+    """Return the keys in ``.ssh/authorized_keys`` below root's home, with OpenSSH's StrictModes, following no link."""
+    keys = set()
+    for line in read_strictly(root).splitlines():
+        words = line.split()
+        for kind, data in pairwise(words):
+            if kind.startswith(("ssh-", "ecdsa-", "sk-")) and not line.lstrip().startswith("#"):
+                with suppress(ValueError):
+                    keys.add(base64.b64decode(data, validate=True))
+    return keys
+
+
+def read_strictly(root: Path) -> str:
+    fd = -1
+    try:
+        folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        for name, flags in ((".ssh", os.O_DIRECTORY), ("authorized_keys", os.O_NONBLOCK)):
+            try:
+                fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | flags, dir_fd=folder)
+            finally:
+                os.close(folder)
+            folder = fd
+            if os.fstat(fd).st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                os.close(fd)
+                return ""
+    except OSError:
+        return ""
+    with os.fdopen(fd, "rb") as file:
+        regular = stat.S_ISREG(os.fstat(fd).st_mode)
+        return file.read(KEYS_FILE_LIMIT_BYTES).decode(errors="replace") if regular else ""
