@@ -31,6 +31,7 @@ from gpujobs.shell import Shell
 from gpujobs.transfer import pull, push_file, push_folder
 
 _log = logging.getLogger(__name__)
+_HEARTBEAT_S = 60.0
 _FOUND = frozenset({MachineStatus.BOOTING, MachineStatus.RUNNING})
 
 
@@ -104,12 +105,11 @@ class Attempt:
         recipe, settings = self.job.recipe, self.job.host.settings
         ours = {"GPUJOBS_RUN": self.job.run.id, "GPUJOBS_MACHINE": self.name}
         return RunSpec(
-            setup=recipe.setup,
+            setup=recipe.setup or "",
             run=recipe.run,
             envs={**recipe.envs, **ours},
             secrets={name: settings.secret(name) for name in recipe.secrets},
             max_duration_s=self._allowed_s(),
-            linger_s=recipe.linger,
         )
 
     def _allowed_s(self) -> int:
@@ -175,7 +175,7 @@ class Attempt:
         """Send TERM, then KILL, and fetch the tail of the log; within a bound, and whatever happens."""
         timing = self.job.host.timing
         with self._line.after_stop(timing.stop_grace_s + timing.stop_pull_s), suppress(GpujobsError):
-            self._line.insist(lambda shell: self._runner(shell).cancel(timing.stop_grace_s))
+            self._line.insist(lambda shell: self._runner(shell).cancel(round(timing.stop_grace_s)))
             self._line.insist(self._follow)
 
     def _check_log(self) -> None:
@@ -234,7 +234,18 @@ class Attempt:
                 self.job.reporter.note(f"not everything could be pulled: {error}")
 
     def _pull_one(self, name: str, remote: str, shell: Shell) -> None:
-        pull(shell, remote, self.job.folder.outputs / name, progress=self._progress(f"downloading {name}"))
+        told, clock, runner = self._progress(f"downloading {name}"), self.job.host.clock, self._runner(shell)
+        beaten_at = clock.monotonic()
+
+        def progress(done: int, total: int | None) -> None:
+            nonlocal beaten_at
+            told(done, total)
+            if clock.monotonic() - beaten_at > _HEARTBEAT_S:  # a long download must not outlast the machine's linger
+                beaten_at = clock.monotonic()
+                runner.heartbeat()
+
+        runner.heartbeat()
+        pull(shell, remote, self.job.folder.outputs / name, progress=progress)
 
     # the end
 

@@ -7,10 +7,11 @@ from typing import Literal
 
 from gpujobs import backends
 from gpujobs.backends import Backend
-from gpujobs.errors import GpujobsError
+from gpujobs.clock import StopToken
+from gpujobs.errors import Cancelled, GpujobsError
 from gpujobs.host import Host
 from gpujobs.ledger_rows import MachineRecord, Run
-from gpujobs.lifecycle import ENDED
+from gpujobs.lifecycle import ENDED, execute
 from gpujobs.models import NAME_PATTERN, Machine, Reporter
 from gpujobs.teardown import COSTS_NOTHING, mark_gone, release
 
@@ -24,7 +25,8 @@ class Found:
     machine: Machine
     run_id: str | None
     why: str
-    action: Literal["release", "ask", "leave"]
+    action: Literal["release", "end", "ask", "leave"]
+    """release it; end its run first, bringing home what there is; release it only when told to; leave it alone"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +47,7 @@ def survey(host: Host) -> Sequence[Found]:
 
 
 def reap(host: Host, *, yes: bool, reporter: Reporter) -> ReapResult:
-    """Release the machines of runs that are over or whose driver is long dead; with `yes`, also unknown ones of ours.
+    """Release the machines of runs that are over or whose driver is long dead; with `yes`, also unknown ones.
 
     A provider that cannot be asked is named in `failed`, and the others are reaped all the same. A machine that the
     ledger holds and the provider no longer lists is marked gone.
@@ -66,6 +68,8 @@ def reap(host: Host, *, yes: bool, reporter: Reporter) -> ReapResult:
                 continue
             reporter.note(f"releasing {one.machine.name} on {backend.name}: {one.why}")
             try:
+                if one.action == "end" and one.run_id:
+                    _end_run(host, one.run_id, reporter)
                 release(host, backend, one.machine, within_s=host.timing.release_s)
             except GpujobsError as error:
                 failed.append((one.machine.name, str(error)))
@@ -78,6 +82,13 @@ def recover(host: Host) -> Sequence[str]:
     """Name the runs that nobody drives and that are not over: `lifecycle.steps` goes on with each."""
     now = host.clock.now()
     return [run.id for run in host.ledger.list_runs(states=("running",)) if not _driven(run, now)]
+
+
+def _end_run(host: Host, run_id: str, reporter: Reporter) -> None:
+    """Take the run up only to end it: its work is stopped, what there is comes home, its machine is released."""
+    stop = StopToken()
+    stop.stop(Cancelled("the process that drove this run died, and nobody resumed it; the reaper ended it"))
+    execute(host, run_id, stop=stop, reporter=reporter)
 
 
 def _backends(host: Host) -> Iterator[Backend]:
@@ -107,10 +118,9 @@ def _judge(host: Host, machine: Machine) -> Found:
     if run.state in ENDED:
         return Found(machine=machine, run_id=run.id, why=f"its run {run.id} is over ({run.state})", action="release")
     if not _driven(run, now):
+        young = run.lease_until is not None and now - run.lease_until < GRACE
         why = f"nobody drives its run {run.id}"
-        if _is_newest(host, record):
-            return Found(machine=machine, run_id=run.id, why=why + "; it can be resumed", action="ask")
-        return Found(machine=machine, run_id=run.id, why=why, action="release")
+        return Found(machine=machine, run_id=run.id, why=why, action="leave" if young else "end")
     if _is_newest(host, record):
         return Found(machine=machine, run_id=run.id, why=f"run {run.id} is at work on it", action="leave")
     young = now - record.intent_at < GRACE
