@@ -5,7 +5,7 @@ SOCK_SEQPACKET pair. Each request is one packet that carries a memory file with 
 standard streams. Replies are small JSON packets. When the socket closes, everything in the machine is killed.
 """
 # Every machine starts with this script, and pathlib would be a third of its start-up:
-# ruff: noqa: PTH
+# ruff: noqa: PTH103, PTH110, PTH112, PTH120, PTH123, PTH208, PTH211
 
 import ctypes
 import fcntl
