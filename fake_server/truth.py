@@ -1,0 +1,90 @@
+"""The ledger of truth: every machine ever made, its bill, its commands. No API call of either cloud reads it."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Provider = Literal["autodl", "matrixdc"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """One command that a machine ran. Times are simulated; a negative exit code is a signal."""
+
+    command: str
+    kind: str
+    exit_code: int
+    bytes_written: int
+    started_at: float
+    ended_at: float
+
+
+@dataclass(slots=True, kw_only=True)
+class MachineTruth:
+    """One machine ever made. Times are simulated seconds since 1970; gone_at is None while it exists."""
+
+    provider: Provider
+    id: str
+    name: str
+    gpu: str
+    gpu_count: int
+    region: str
+    price_cny_per_h: float
+    made_at: float
+    gone_at: float | None = None
+    billed_s: float = 0.0
+    prepaid_cny: float = 0.0
+    powered_at: float | None = None
+    commands: list[Command] = field(default_factory=list)
+
+    def billed_until(self, now: float) -> float:
+        """Return the seconds billed so far."""
+        return self.billed_s + (0.0 if self.powered_at is None else max(0.0, now - self.powered_at))
+
+    def as_json(self, now: float) -> dict[str, Any]:
+        """Return the row that the control room shows."""
+        row = asdict(self)
+        billed_s = self.billed_until(now)
+        row.update(
+            billed_s=round(billed_s, 6),
+            powered=self.powered_at is not None,
+            cost_cny=round(self.prepaid_cny + billed_s / 3600 * self.price_cny_per_h, 6),
+        )
+        return row
+
+
+class Truth:
+    """What really happened. The world's lock guards it."""
+
+    def __init__(self) -> None:
+        self.machines: dict[str, MachineTruth] = {}
+
+    def made(self, machine: MachineTruth) -> None:
+        """Enter a new machine."""
+        self.machines[machine.id] = machine
+
+    def powered_on(self, machine_id: str, now: float) -> None:
+        """Start the meter."""
+        self.machines[machine_id].powered_at = now
+
+    def powered_off(self, machine_id: str, now: float) -> None:
+        """Stop the meter; a stopped one stays as it is."""
+        machine = self.machines[machine_id]
+        machine.billed_s = machine.billed_until(now)
+        machine.powered_at = None
+
+    def gone(self, machine_id: str, now: float) -> None:
+        """Note that the machine exists no more."""
+        self.powered_off(machine_id, now)
+        self.machines[machine_id].gone_at = now
+
+    def ran(self, machine_id: str, command: Command) -> None:
+        """Note a command that ended."""
+        self.machines[machine_id].commands.append(command)
+
+    def alive(self) -> list[MachineTruth]:
+        """Return the machines that exist now."""
+        return [machine for machine in self.machines.values() if machine.gone_at is None]
+
+    def as_json(self, now: float) -> list[dict[str, Any]]:
+        """Return all machines, oldest first."""
+        return [machine.as_json(now) for machine in self.machines.values()]

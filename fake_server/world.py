@@ -1,0 +1,75 @@
+"""One fake world: both clouds, their clock, their containers, and the truth about them. No HTTP here."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fake_server.autodl_rules import AutodlCloud
+from fake_server.containers import Containers
+from fake_server.ground import Ground
+from fake_server.matrixdc_rules import MatrixdcCloud
+from fake_server.timings import Guesses, Timings
+
+
+class World:
+    """Rules and clock of both clouds. Calls on `autodl` and `matrixdc` are made with `ground.lock` held."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        speed: float = 1.0,
+        seed: int | None = None,
+        timings: Timings | None = None,
+        guesses: Guesses | None = None,
+        namespace: str = "fake-user",
+        containers: Callable[..., Containers] = Containers,
+    ) -> None:
+        self.ground = Ground(
+            folder=folder,
+            start_at=time.time(),
+            speed=speed,
+            seed=seed,
+            timings=timings or Timings(),
+            guesses=guesses or Guesses(),
+            containers=containers,
+        )
+        self.autodl = AutodlCloud(self.ground)
+        self.matrixdc = MatrixdcCloud(self.ground, namespace=namespace)
+        self.ground.timeline.start()
+
+    def close(self) -> None:
+        """Kill every container and end the clock."""
+        self.ground.close()
+
+    def later(self, seconds: float, action: Callable[[], Any]) -> None:
+        """Do something so many simulated seconds from now, on a thread of its own."""
+
+        def begin() -> None:
+            threading.Thread(target=action, name="fake-late-act", daemon=True).start()
+
+        self.ground.timeline.after(seconds, begin)
+
+    def state(self) -> dict[str, Any]:
+        """Return what is going on now."""
+        with self.ground.lock:
+            now = self.ground.timeline.now()
+            return {
+                "isolation": self.ground.containers.isolation,
+                "now": now,
+                "speed": self.ground.timeline.speed,
+                "machines": [machine.as_json(now) for machine in self.ground.truth.alive()],
+                "deployments": self.autodl.summary(),
+                "images": sorted(self.matrixdc.images),
+                "stock": {"autodl": self.autodl.fleet.idle_by_region(), "matrixdc": dict(self.matrixdc.idle)},
+                "timings": asdict(self.ground.timings),
+            }
+
+    def ledger(self) -> dict[str, Any]:
+        """Return the truth: every machine ever made, and how often each endpoint was called."""
+        with self.ground.lock:
+            now = self.ground.timeline.now()
+            return {"now": now, "machines": self.ground.truth.as_json(now), "calls": dict(self.ground.calls)}
