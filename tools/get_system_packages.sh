@@ -1,0 +1,15 @@
+#!/bin/sh
+# Installs by apt, where it may, what some tests compare with; where it may not, those tests skip and say so.
+set -u
+missing=""
+[ -x /usr/sbin/sshd ] || missing="$missing openssh-server"
+command -v ssh >/dev/null 2>&1 || missing="$missing openssh-client"
+[ -x /usr/lib/openssh/sftp-server ] || missing="$missing openssh-sftp-server"
+command -v unshare >/dev/null 2>&1 || missing="$missing util-linux"
+[ -n "$missing" ] || exit 0
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+  export DEBIAN_FRONTEND=noninteractive
+  # shellcheck disable=SC2086 # a list of package names
+  { apt-get update -qq && apt-get install -y -qq --no-install-recommends $missing; } >/dev/null && exit 0
+fi
+echo "NOT INSTALLED:$missing. The tests that need them will be skipped, and say so." >&2
