@@ -143,9 +143,9 @@ start() {
 
 supervise() {
   started_at=$(date +%s)
+  max_duration_s=0 grace_s=0 lease_s=0
   # shellcheck source=/dev/null
   . ./limits
-  : "$max_duration_s" "$grace_s" "$lease_s"
   note_process pid $$ || die "cannot write to $here: is the disk full?"
   head -c 16384 /dev/zero >reserve 2>/dev/null # given back at the end, so that a full disk can still take exit.json
   watch &

@@ -1,0 +1,273 @@
+"""Folders and files up to a machine and down from it: one stream each, checked, and never half in place."""
+
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from gpujobs.clock import StopToken
+from gpujobs.errors import BadInput, RemoteFailure, TransferFailed, UnsafeArchive
+from gpujobs.pack import survey, tar_stream
+from gpujobs.place import fresh_folder, swap, tidy
+from gpujobs.shell import Shell, quote_path, readable
+from gpujobs.unpack import Limits, Unpacker
+
+__all__ = ["Limits", "Progress", "pull", "push_file", "push_folder"]
+
+Progress = Callable[[int, int | None], object]  # bytes done, bytes in all (None: not known)
+
+READ_BYTES = 256 * 1024
+MAX_LINE_BYTES = 16 * 1024
+
+_HASH_LINE = re.compile(rb"(\\?)([0-9a-f]{64}) [ *](.+)", re.DOTALL)
+_LIST_LINE = re.compile(rb"-\S+ +\S+ +\S+ +\S+ +([0-9]{1,18}) .*", re.DOTALL)  # POSIX: ls -l, of a regular file
+
+# `find -L` follows links, since what points at a result is asked for too; sockets, pipes and dead links stay behind.
+_FILES = "find -L . -type f -print0 2>/dev/null | xargs -0 -r"
+_PACK = r"""if tar --version 2>/dev/null | grep -q 'GNU tar'; then
+  find -L . \( -type f -o -type d \) -print0 2>/dev/null |
+    tar --format=gnu --hard-dereference --no-recursion --null -chf - -T -
+else
+  find -L . \( -type f -o -type d \) -print 2>/dev/null | tar --no-recursion -chf - -T -
+fi"""
+
+
+def push_folder(
+    shell: Shell, local: Path, remote: str, *, progress: Progress | None = None, stop: StopToken | None = None
+) -> None:
+    """Send what is in `local` into the folder `remote`, which is made if missing; what is there already may stay.
+
+    `.gitignore` and `.gpujobsignore` are honoured in every folder, `.git` never goes. Links that point inside go as
+    links.
+
+    Args:
+        shell: the machine.
+        local: a folder here.
+        remote: a path there; relative to the home folder, or `~/…`, or absolute.
+        progress: told of bytes done and bytes in all, by the tar stream's count.
+        stop: ends it early, with the stop's own error.
+
+    Raises:
+        BadInput: `local` is no folder, or a link points out of it.
+        TransferFailed: a file changed meanwhile.
+        RemoteFailure: the machine could not take it (full disk, no tar).
+        Unreachable: the connection was lost; call again.
+    """
+    entries = survey(local)
+    total = sum(entry.stream_bytes for entry in entries)
+    source = _counted(tar_stream(local, entries), progress, total)
+    command = f"mkdir -p {quote_path(remote)} && cd {quote_path(remote)} && tar -xof -"
+    shell.stream_in(command, source, stop=stop).require(f"unpacking {local} in {remote}")
+
+
+def push_file(
+    shell: Shell,
+    local: Path,
+    remote: str,
+    *,
+    mode: int = 0o644,
+    progress: Progress | None = None,
+    stop: StopToken | None = None,
+) -> None:
+    """Send one file; at `remote` there is either what was there before, or all of the new file with its hash checked.
+
+    Raises:
+        BadInput: `local` cannot be read, or `remote` is a folder.
+        TransferFailed: what arrived is not what was sent.
+        RemoteFailure: the machine could not take it.
+        Unreachable: the connection was lost; call again.
+    """
+    target, temporary = quote_path(remote), quote_path(f"{remote}.gj-{secrets.token_hex(4)}")
+    hasher = hashlib.sha256()
+    try:
+        size = local.stat().st_size
+        source = _counted(_hashed(_pieces(local), hasher), progress, size)
+        command = (
+            f"! [ -d {target} ] || {{ echo 'it is a folder' >&2; exit 1; }}; umask 077; "
+            f'mkdir -p "$(dirname -- {target})" && cat >{temporary} && sha256sum <{temporary}'
+        )
+        sent = shell.stream_in(command, source, stop=stop).require(f"writing {remote}")
+    except OSError as error:
+        raise BadInput(f"{local} cannot be sent: {error.strerror}") from error
+    came = sent.stdout[:64].decode("ascii", "replace")
+    if came != hasher.hexdigest():
+        shell.run(f"rm -f {temporary}")
+        raise TransferFailed(f"{local} arrived with another hash than it was sent with; send it again")
+    shell.check(f"chmod {mode:o} {temporary} && mv -f {temporary} {target}", what=f"putting {remote} in place")
+
+
+def pull(
+    shell: Shell,
+    remote: str,
+    local: Path,
+    *,
+    limits: Limits | None = None,
+    progress: Progress | None = None,
+    stop: StopToken | None = None,
+) -> None:
+    """Fetch the file or folder `remote` as `local`: whole and with every hash checked, or not at all.
+
+    What stood at `local` stays untouched until then, and is replaced as a whole: give it a place of its own. Links on
+    the machine come as what they point at.
+
+    Raises:
+        RemoteFailure: `remote` does not exist or cannot be read; the message names it.
+        TransferFailed: it changed meanwhile, or does not fit here.
+        UnsafeArchive: the machine sent what must not be written here.
+        Unreachable: the connection was lost; call again.
+    """
+    limits = limits or Limits()
+    local.parent.mkdir(parents=True, exist_ok=True)
+    tidy(local)
+    kind, files, total = _measure(shell, remote, limits)
+    if files > limits.max_files or total > limits.max_bytes:
+        raise TransferFailed(
+            f"{remote} holds {total} bytes in {files} files, over the limit of {limits.max_bytes} bytes or "
+            f"{limits.max_files} files; raise the limit or ask for less"
+        )
+    if total > (free := shutil.disk_usage(local.parent).free):
+        raise TransferFailed(f"{remote} holds {total} bytes, and {local.parent} has room for {free}")
+    place = fresh_folder(local)
+    try:
+        fetch = _pull_folder if kind == "folder" else _pull_file
+        fetched = fetch(shell, remote, place / "new", limits=limits, progress=_steps(progress, total), stop=stop)
+        swap(fetched, local)
+    except OSError as error:
+        raise TransferFailed(f"{remote} could not be written as {local}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _measure(shell: Shell, remote: str, limits: Limits) -> tuple[str, int, int]:
+    path = quote_path(remote)
+    command = (
+        f"if [ -d {path} ]; then echo folder; cd {path} && {_FILES} ls -lnL; "
+        f"elif [ -f {path} ]; then echo file; ls -lnL {path}; else echo missing; fi"
+    )
+    lines = _Lines(limits)
+    shell.stream_out(command, lines.feed).require(f"looking at {remote}")
+    kind = lines.all[0].decode("ascii", "replace") if lines.all else ""
+    if kind not in {"folder", "file"}:
+        raise RemoteFailure(f"{remote} does not exist on the machine")
+    sizes = [int(match[1]) for line in lines.all[1:] if (match := _LIST_LINE.fullmatch(line))]
+    return kind, len(sizes), sum(sizes)
+
+
+def _pull_folder(
+    shell: Shell, remote: str, place: Path, *, limits: Limits, progress: Callable[[int], None], stop: StopToken | None
+) -> Path:
+    wanted = _manifest(shell, f"cd {quote_path(remote)} && {_FILES} sha256sum", remote, limits)
+    place.mkdir(mode=0o700)
+    unpacker = Unpacker(place, limits)
+
+    def take(data: bytes) -> None:
+        unpacker.feed(data)
+        progress(len(data))
+
+    try:
+        command = f"cd {quote_path(remote)} && {_PACK}"
+        shell.stream_out(command, take, stop=stop).require(f"packing {remote}")
+        unpacker.finish()
+    finally:
+        unpacker.close()
+    _compare(remote, wanted, unpacker.hashes)
+    return place
+
+
+def _pull_file(
+    shell: Shell, remote: str, place: Path, *, limits: Limits, progress: Callable[[int], None], stop: StopToken | None
+) -> Path:
+    wanted = _manifest(shell, f"sha256sum <{quote_path(remote)}", remote, limits)
+    hasher = hashlib.sha256()
+    came = 0
+    with os.fdopen(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+
+        def take(data: bytes) -> None:
+            nonlocal came
+            came += len(data)
+            if came > limits.max_bytes:
+                raise UnsafeArchive(f"{remote} goes on after {limits.max_bytes} bytes; raise the limit if it may")
+            file.write(data)
+            hasher.update(data)
+            progress(len(data))
+
+        shell.stream_out(f"cat <{quote_path(remote)}", take, stop=stop).require(f"reading {remote}")
+    _compare(remote, wanted, {"-": hasher.hexdigest()})
+    return place
+
+
+def _manifest(shell: Shell, command: str, remote: str, limits: Limits) -> dict[str, str]:
+    lines = _Lines(limits)
+    shell.stream_out(command, lines.feed).require(f"hashing {remote}")
+    return dict(_hash_line(line) for line in lines.all)
+
+
+def _hash_line(line: bytes) -> tuple[str, str]:
+    match = _HASH_LINE.fullmatch(line)
+    if match is None:
+        raise RemoteFailure(f"sha256sum on the machine said {readable(line[:200])!r}")
+    name = match[3]
+    if match[1]:  # GNU escapes a backslash and a newline in a name, and marks the line with a backslash
+        name = name.replace(b"\\n", b"\n").replace(b"\\\\", b"\\")
+    return os.fsdecode(name.removeprefix(b"./")), match[2].decode()
+
+
+def _compare(remote: str, wanted: dict[str, str], came: dict[str, str]) -> None:
+    differing = sorted(name for name in wanted.keys() | came.keys() if wanted.get(name) != came.get(name))
+    if differing:
+        raise TransferFailed(
+            f"{remote}: {len(differing)} of {len(wanted)} files are not as the machine hashed them, first "
+            f"{differing[0]!r}; something wrote there meanwhile: pull again"
+        )
+
+
+class _Lines:
+    """Collects lines from a machine, no more of them and no longer ones than make sense."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.all: list[bytes] = []
+        self._limits = limits
+        self._rest = b""
+
+    def feed(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        self.all += lines
+        if len(self.all) > self._limits.max_files + 1 or len(self._rest) > MAX_LINE_BYTES:
+            raise TransferFailed(f"the machine lists more than {self._limits.max_files} files, or endless names")
+
+
+def _pieces(local: Path) -> Iterator[bytes]:
+    if not stat.S_ISREG(local.stat().st_mode):
+        raise BadInput(f"{local} is not a regular file")
+    with local.open("rb", buffering=0) as file:
+        while data := file.read(READ_BYTES):
+            yield data
+
+
+def _hashed(source: Iterable[bytes], hasher: "hashlib._Hash") -> Iterator[bytes]:
+    for data in source:
+        hasher.update(data)
+        yield data
+
+
+def _counted(source: Iterable[bytes], progress: Progress | None, total: int) -> Iterator[bytes]:
+    step = _steps(progress, total)
+    for data in source:
+        yield data
+        step(len(data))
+
+
+def _steps(progress: Progress | None, total: int) -> Callable[[int], None]:
+    done = 0
+
+    def step(size: int) -> None:
+        nonlocal done
+        done = min(done + size, total)
+        if progress is not None:
+            progress(done, total)
+
+    return step
