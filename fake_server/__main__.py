@@ -1,6 +1,7 @@
 """python -m fake_server: the fake of both clouds, on loopback, until it is told to end."""
 
 import argparse
+import importlib
 import signal
 import sys
 import threading
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         sys.stdout.write(f"fake_server listening on {fake.url}\n")
         sys.stdout.flush()
+        threading.Thread(target=importlib.import_module, args=("asyncssh",), daemon=True).start()  # the first machine's
         ending.wait()
     finally:
         fake.stop()

@@ -55,10 +55,11 @@ class World:
 
     def state(self) -> dict[str, Any]:
         """Return what is going on now."""
+        isolation = self.ground.containers.isolation
         with self.ground.lock:
             now = self.ground.timeline.now()
             return {
-                "isolation": self.ground.containers.isolation,
+                "isolation": isolation,
                 "now": now,
                 "speed": self.ground.timeline.speed,
                 "machines": [machine.as_json(now) for machine in self.ground.truth.alive()],
