@@ -1,0 +1,43 @@
+"""Fixtures of the tests of whole runs: a fake cloud, settings that point at it, a host."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fake_server.server import FakeServer
+from gpujobs import settings as gpujobs_settings
+from gpujobs.host import Host, Timing
+from gpujobs.settings import Settings
+from tests.cloud import Control
+
+QUICK = Timing(settle_s=2.0, stop_grace_s=1.0, release_s=20.0, stock_s=0.3, guard_s=0.2, reach_s=0.05, lost_s=20.0)
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeServer]:
+    with FakeServer(seed=1) as server:
+        yield server
+
+
+@pytest.fixture
+def control(fake: FakeServer) -> Control:
+    return Control(fake)
+
+
+@pytest.fixture
+def cloud_settings(fake: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    for name, value in fake.env().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("GPUJOBS_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("GPUJOBS_OWNER", "tester")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.delenv("GPUJOBS_DATABASE_URL", raising=False)
+    return gpujobs_settings.load()
+
+
+@pytest.fixture
+def host(cloud_settings: Settings) -> Iterator[Host]:
+    with Host.open(cloud_settings, dice=random.Random(1), timing=QUICK) as host:
+        yield host

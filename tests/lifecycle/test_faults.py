@@ -1,0 +1,49 @@
+"""A fault at any single API call: the run ends well or with a clear error, and nothing stays rented."""
+
+import pytest
+
+from gpujobs.host import Host
+from tests.cloud import BACKENDS, STARTS, Control, recipe_for
+from tests.lifecycle.test_run import run
+
+ENDPOINTS = {
+    "autodl": ("gpu_stock", "create_deployment", "list_deployments", "list_events", "list_containers", "delete_deployment"),
+    "matrixdc": ("list_regions", "list_skus", "create_instance", "list_instances", "get_instance", "delete_instance"),
+}
+KINDS = ("timeout", "reset", "error_500", "rate_limit_429", "broken_json", "lost_reply")
+CASES = [(backend, endpoint, kind) for backend in BACKENDS for endpoint in ENDPOINTS[backend] for kind in KINDS]
+
+
+def test_the_endpoints_are_those_of_the_fake(control: Control) -> None:
+    known = set(control.ask("GET", "faults")["endpoints"])
+    assert {f"{backend}.{name}" for backend in BACKENDS for name in ENDPOINTS[backend]} <= known
+
+
+@pytest.mark.parametrize(("backend", "endpoint", "kind"), CASES)
+def test_one_fault_leaves_nothing_rented_and_nothing_run_twice(
+    backend: str, endpoint: str, kind: str, host: Host, control: Control
+) -> None:
+    control.fault(f"{backend}.{endpoint}", kind, seconds=0.5)
+    outcome = run(host, recipe_for(backend, run="echo once", outputs={}))
+    assert control.alive() == []
+    assert (outcome.state, outcome.error, outcome.machines_alive) == ("succeeded", "", 0)
+    assert outcome.log.read_bytes() == b"once\n"
+    begun = [c for m in control.machines() for c in m["commands"] if c["command"].endswith(STARTS)]
+    assert len(begun) == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_create_that_acts_late_is_found_and_released(backend: str, host: Host, control: Control) -> None:
+    create = {"autodl": "create_deployment", "matrixdc": "create_instance"}[backend]
+    control.fault(f"{backend}.{create}", "late_act", seconds=2.5)  # past the settling window of 2 s
+    outcome = run(host, recipe_for(backend, run="sleep 3; echo done"))
+    assert outcome.exit_code == 0
+    assert (len(control.machines()), control.alive()) == (2, [])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_release_that_fails_again_and_again_is_made_in_the_end(backend: str, host: Host, control: Control) -> None:
+    delete = {"autodl": "delete_deployment", "matrixdc": "delete_instance"}[backend]
+    control.fault(f"{backend}.{delete}", "error_500", count=8)
+    outcome = run(host, recipe_for(backend))
+    assert (outcome.exit_code, outcome.machines_alive, control.alive()) == (0, 0, [])

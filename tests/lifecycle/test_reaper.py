@@ -1,0 +1,112 @@
+"""The reaper: it releases what no living run owns, asks for what it does not know, and touches nobody else's."""
+
+import random
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from gpujobs import reaper
+from gpujobs.backends import load
+from gpujobs.clock import StopToken, SystemClock
+from gpujobs.errors import Detached
+from gpujobs.host import Host
+from gpujobs.lifecycle import execute, new_run_id, open_run
+from gpujobs.settings import Settings
+from tests.cloud import BACKENDS, Control, Memory, recipe_for
+from tests.conftest import QUICK
+
+pytestmark = pytest.mark.parametrize("backend", BACKENDS)
+
+
+class Later(SystemClock):
+    """The machine's own clock, some time from now."""
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + timedelta(hours=1)
+
+
+@pytest.fixture
+def later(cloud_settings: Settings) -> Host:
+    return Host.open(cloud_settings, clock=Later(), dice=random.Random(2), timing=QUICK)
+
+
+def rent_by_hand(settings: Settings, backend: str, name: str) -> None:
+    door = load(backend, settings, clock=SystemClock())
+    recipe = recipe_for(backend)
+    door.create(recipe, door.offers(recipe)[0], name=name, image="")
+
+
+def test_a_machine_unknown_to_the_ledger_is_released_only_when_told_to(
+    backend: str, later: Host, control: Control, cloud_settings: Settings
+) -> None:
+    rent_by_hand(cloud_settings, backend, "gj-tester-aaaa111111-1")
+    assert [found.action for found in reaper.survey(later)] == ["ask"]
+    assert reaper.reap(later, yes=False, reporter=Memory()).released == []
+    assert control.alive() == ["gj-tester-aaaa111111-1"]
+    result = reaper.reap(later, yes=True, reporter=Memory())
+    assert [machine.name for machine in result.released] == ["gj-tester-aaaa111111-1"]
+    assert control.alive() == []
+
+
+def test_a_young_unknown_machine_is_left_alone(
+    backend: str, host: Host, control: Control, cloud_settings: Settings
+) -> None:
+    rent_by_hand(cloud_settings, backend, "gj-tester-aaaa111111-1")
+    assert reaper.reap(host, yes=True, reporter=Memory()).released == []
+    assert len(control.alive()) == 1
+
+
+@pytest.mark.parametrize("name", ["gj-other-aaaa111111-1", "gj-testertoo-aaaa111111-1", "my own box"])
+def test_machines_that_are_not_ours_are_never_touched(
+    backend: str, name: str, later: Host, control: Control, cloud_settings: Settings
+) -> None:
+    rent_by_hand(cloud_settings, backend, name)
+    assert reaper.survey(later) == []
+    reaper.reap(later, yes=True, reporter=Memory())
+    assert control.alive() == [name]
+
+
+def test_a_run_at_work_keeps_its_machine(backend: str, host: Host, control: Control, cloud_settings: Settings) -> None:
+    def reap_meanwhile(phase: str) -> None:
+        if phase == "run":
+            with Host.open(cloud_settings, timing=QUICK) as rival:
+                assert [found.action for found in reaper.survey(rival)] == ["leave"]
+                assert reaper.reap(rival, yes=True, reporter=Memory()).released == []
+
+    run_id = new_run_id()
+    open_run(host, recipe_for(backend), run_id=run_id)
+    assert execute(host, run_id, stop=StopToken(), reporter=Memory(on_phase=reap_meanwhile)).exit_code == 0
+    assert control.alive() == []
+
+
+def test_a_run_whose_driver_died_is_ended_and_its_outputs_come_home(
+    backend: str, host: Host, later: Host, control: Control
+) -> None:
+    run_id, reporter, stop = new_run_id(), Memory(), StopToken()
+    recipe = recipe_for(backend, run="echo kept > kept; sleep 60", outputs={"kept": "kept"})
+    open_run(host, recipe, run_id=run_id)
+
+    def let_go(phase: str) -> None:
+        if phase == "run":
+            stop.stop(Detached("as if killed"))
+
+    execute(host, run_id, stop=stop, reporter=replace(reporter, on_phase=let_go))
+    assert len(control.alive()) == 1
+    assert reaper.recover(later) == [run_id]
+    reaper.reap(later, yes=False, reporter=reporter)
+    assert control.alive() == []
+    assert later.ledger.get_run(run_id).state == "cancelled"
+
+
+def test_what_the_provider_lists_no_longer_is_marked_gone(
+    backend: str, host: Host, later: Host, control: Control, tmp_path: Path
+) -> None:
+    run_id, stop = new_run_id(), StopToken()
+    open_run(host, recipe_for(backend), run_id=run_id)
+    execute(host, run_id, stop=stop, reporter=Memory(on_phase=lambda name: name == "push" and stop.stop(Detached(""))))
+    control.ask("POST", "reset")
+    assert len(later.ledger.machines_alive("tester")) == 1
+    reaper.reap(later, yes=False, reporter=Memory())
+    assert later.ledger.machines_alive("tester") == []
