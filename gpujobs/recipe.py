@@ -1,10 +1,13 @@
 """What to run, as the user writes it: the recipe's model. Reading it from a file is `recipe_file`'s."""
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
+from zoneinfo import available_timezones
 
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     BaseModel,
     BeforeValidator,
@@ -22,6 +25,10 @@ _AT_LEAST = re.compile(r"(\d+)\+?")
 _ACCELERATOR = re.compile(r"(?P<name>[^:]+?)\s*(?::\s*(?P<count>[1-9]\d?))?")
 _CUDA = re.compile(r"(\d{1,2})\.(\d)\+?")
 _INFRA = re.compile(r"[a-z][a-z0-9_]*(/[^/\s]+)?")
+_SNAPSHOT_NAME = r"[a-z0-9][a-z0-9._-]{0,62}"
+_SNAPSHOT_TAG = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+_SNAPSHOT_IMAGE = re.compile(rf"snapshot:{_SNAPSHOT_NAME}(:{_SNAPSHOT_TAG})?")
+_CRON_FIELDS = 5
 
 
 def _duration_s(value: Any) -> Any:
@@ -43,7 +50,9 @@ def _at_least(value: Any) -> Any:
 
 
 def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    items = value if isinstance(value, list) else [value]
+    texts = [str(item) if type(item) is int else item for item in items]  # a GPU may be called 4090
+    return value if isinstance(value, dict | None) else texts
 
 
 def _lines(value: Any) -> Any:
@@ -53,6 +62,17 @@ def _lines(value: Any) -> Any:
 def _plain_text(value: str) -> str:
     if "\0" in value:
         raise ValueError("must not contain a NUL character")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("holds bytes that are no text; write it in UTF-8") from error
+    return value
+
+
+def _one_line(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError(f"{value!r} holds a character that cannot be printed; write it on one line, without it")
     return value
 
 
@@ -62,38 +82,54 @@ Seconds = Annotated[
     PlainSerializer(lambda seconds: f"{seconds}s", return_type=str),
 ]
 AtLeast = Annotated[int, BeforeValidator(_at_least, json_schema_input_type=int | str), Field(ge=1)]
-Names = Annotated[list[str], BeforeValidator(_listed, json_schema_input_type=list[str] | str)]
+Word = Annotated[str, AfterValidator(_one_line)]
+Names = Annotated[list[Word], BeforeValidator(_listed, json_schema_input_type=list[str] | str)]
+Text = Annotated[str, AfterValidator(_plain_text)]
 Script = Annotated[
-    str, BeforeValidator(_lines, json_schema_input_type=str | list[str]), Field(max_length=200_000, min_length=1)
+    str,
+    BeforeValidator(_lines, json_schema_input_type=str | list[str]),
+    AfterValidator(_plain_text),
+    Field(max_length=200_000, min_length=1),
 ]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, str_strip_whitespace=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, strict=True, allow_inf_nan=False)
 
 
 class Volume(_Strict):
     """A data disk."""
 
-    path: str = Field(pattern=r"^/[^\0]*$", description="Where it is mounted on the machine")
-    size: int = Field(ge=1, le=100_000, description="Size in GB")
+    path: Word = Field(pattern=r"^/", description="Where it is mounted on the machine", examples=["/root/data"])
+    size: int = Field(ge=1, le=100_000, description="Size in GB", examples=[50])
 
 
 class Resources(_Strict):
     """What machine the work needs."""
 
-    infra: Names = Field(default=[], description="backend or backend/region, in order of preference; empty: all")
+    infra: Names = Field(
+        default=[],
+        description="backend or backend/region, in order of preference; empty: all",
+        examples=["autodl/westDC2"],
+    )
     accelerators: Names = Field(
         validation_alias=AliasChoices("accelerators", "gpu"),
         min_length=1,
         description="NAME[:COUNT]; several mean any of these, cheapest first",
+        examples=["RTX 4090:1"],
     )
-    cpus: AtLeast = Field(default=1, description="At least so many CPU cores")
-    memory: AtLeast = Field(default=1, description="At least so much memory, in GB")
-    cuda: str = Field(default="", description='CUDA version that the driver must support, as "11.8+"')
-    image: str | dict[str, str] = Field(default="", description="The provider's image, or snapshot:NAME[:TAG]")
-    max_price: float | None = Field(default=None, gt=0, description="CNY per hour and machine")
-    volumes: list[Volume] = []
+    cpus: AtLeast = Field(default=1, description="At least so many CPU cores", examples=["4+"])
+    memory: AtLeast = Field(default=1, description="At least so much memory, in GB", examples=["16+"])
+    cuda: str = Field(
+        default="", description='CUDA version that the driver must support, as "11.8+"', examples=["11.8+"]
+    )
+    image: Word | dict[str, Word] = Field(
+        default="",
+        description="The provider's image, or snapshot:NAME[:TAG], or a map of backend: image",
+        examples=["base-image-l2t43iu6uk"],
+    )
+    max_price: float | None = Field(default=None, gt=0, description="CNY per hour and machine", examples=[4.0])
+    volumes: list[Volume] = Field(default=[], description="Data disks", examples=["[{path: /root/data, size: 50}]"])
 
     @field_validator("infra")
     @classmethod
@@ -116,6 +152,17 @@ class Resources(_Strict):
     def _cuda(cls, value: str) -> str:
         if value and not _CUDA.fullmatch(value):
             raise ValueError(f'{value!r} is not a CUDA version; write it quoted, as "11.8+"')
+        return value
+
+    @field_validator("image", mode="before")
+    @classmethod
+    def _image_shape(cls, value: Any) -> Any:
+        texts = list(value.values()) if isinstance(value, dict) else [value]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("must be an image's name, or a map of backend: image, as {autodl: base-image-l2t43iu6uk}")
+        for text in texts:
+            if text.startswith("snapshot:") and not _SNAPSHOT_IMAGE.fullmatch(text):
+                raise ValueError(f"{text!r} is not a snapshot; write snapshot:NAME or snapshot:NAME:TAG")
         return value
 
     @property
@@ -147,49 +194,74 @@ class Resources(_Strict):
 class Snapshot(_Strict):
     """Whether and how the machine's disk is saved at power-off."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
-    tag: str = Field(default="latest", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
-    on: Literal["success", "failure", "always"] = "success"
+    name: str = Field(pattern=rf"^{_SNAPSHOT_NAME}$", examples=["digits-env"])
+    tag: str = Field(default="latest", pattern=rf"^{_SNAPSHOT_TAG}$", examples=["v1"])
+    on: Literal["success", "failure", "always"] = Field(default="success", examples=["success"])
 
 
 class Retry(_Strict):
     """When a new attempt is made, and how long to wait for a free card."""
 
-    on: list[Literal["no-capacity", "machine-lost", "boot-timeout"]] = ["no-capacity", "machine-lost", "boot-timeout"]
-    attempts: int = Field(default=3, ge=1, le=50)
-    wait: Seconds = Field(default=0, description="How long to poll for stock when nothing is free")
+    on: list[Literal["no-capacity", "machine-lost", "boot-timeout"]] = Field(
+        default=["no-capacity", "machine-lost", "boot-timeout"], examples=["[no-capacity, machine-lost]"]
+    )
+    attempts: int = Field(default=3, ge=1, le=50, examples=[3])
+    wait: Seconds = Field(default=0, description="How long to poll for stock when nothing is free", examples=["2h"])
 
 
 class OnFailure(_Strict):
     """What happens to the machine when the work failed."""
 
-    keep: Seconds = Field(default=0, description="Keep the machine for a look so long, then release it")
+    keep: Seconds = Field(
+        default=0, description="Keep the machine for a look so long, then release it", examples=["30m"]
+    )
 
 
 class Schedule(_Strict):
     """When a deployment of this recipe runs by itself."""
 
-    cron: str
-    timezone: str = "Asia/Shanghai"
-    if_running: Literal["skip"] = "skip"
-    max_lateness: Seconds = 3600
+    cron: Word = Field(description="Minute, hour, day, month, day of the week", examples=['"0 2 * * *"'])
+    timezone: Word = Field(default="Asia/Shanghai", examples=["Asia/Shanghai"])
+    if_running: Literal["skip"] = Field(default="skip", examples=["skip"])
+    max_lateness: Seconds = Field(default=3600, examples=["1h"])
+
+    @field_validator("cron")
+    @classmethod
+    def _cron(cls, value: str) -> str:
+        if len(value.split()) != _CRON_FIELDS:
+            raise ValueError(f'{value!r} is not a cron line of five fields; write it quoted, as "0 2 * * *"')
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _timezone(cls, value: str) -> str:
+        known = available_timezones()  # empty where the system keeps no zones
+        if known and value not in known:
+            near = difflib.get_close_matches(value, known, n=1, cutoff=0.5) or ["Asia/Shanghai"]
+            raise ValueError(f"{value!r} is not a time zone; did you mean {near[0]}?")
+        return value
 
 
 class AutoDLSection(_Strict):
     """What only AutoDL knows."""
 
-    deployment_type: Literal["Job", "ReplicaSet", "Container"] = "Job"
-    reuse_container: bool = False
+    deployment_type: Literal["Job", "ReplicaSet", "Container"] = Field(default="Job", examples=["Job"])
+    reuse_container: bool = Field(default=False, examples=["false"])
 
 
 class MatrixDCSection(_Strict):
     """What only MatrixDC knows."""
 
-    cost_type: Literal[1, 2, 3, 4] = Field(default=1, description="1 by use, 2 by month, 3 by week, 4 by day")
-    cost_time: str = Field(
-        default="", pattern=r"^(\+?\d{1,3}[DWM])?$", description="Paid time, as 3D; with cost_type 2-4"
+    cost_type: Literal[1, 2, 3, 4] = Field(
+        default=1, description="1 by use, 2 by month, 3 by week, 4 by day", examples=[1]
     )
-    coupon: str = ""
+    cost_time: str = Field(
+        default="",
+        pattern=r"^(\+?[0-9]{1,3}[DWM])?$",
+        description="Paid time, as 3D; with cost_type 2-4",
+        examples=["3D"],
+    )
+    coupon: Word = Field(default="", description="A coupon's id", examples=["coupon-id"])
 
     @model_validator(mode="after")
     def _paid_time_fits(self) -> Self:
@@ -205,19 +277,37 @@ class MatrixDCSection(_Strict):
 class Recipe(_Strict):
     """What to run: where, with what, how long, and what comes back."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,39}$", description="Small letters, digits, - _ .")
-    resources: Resources
-    workdir: str = Field(default="", description="Local folder that goes up; .gitignore and .gpujobsignore honoured")
-    file_mounts: dict[str, str] = Field(default={}, description="path on the machine: local file or folder")
-    envs: dict[str, str] = Field(default={}, validation_alias=AliasChoices("envs", "env"))
-    secrets: list[str] = Field(default=[], description="Names; values come from the environment or the settings")
-    setup: Script | None = None
-    run: Script = Field(validation_alias=AliasChoices("run", "commands"))
-    outputs: dict[str, str] = Field(default={}, description="local name: remote path, relative to the workdir")
-    snapshot: Snapshot | None = None
-    max_duration: Seconds = Field(default=6 * 3600)
-    linger: Seconds = Field(default=1800)
-    budget: float | None = Field(default=None, gt=0, description="CNY for the whole run, retries included")
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9_.-]{0,39}$", description="Small letters, digits, - _ .", examples=["digits"]
+    )
+    resources: Resources = Field(examples=["{accelerators: RTX 4090}"])
+    workdir: Word = Field(
+        default="", description="Local folder that goes up; .gitignore and .gpujobsignore honoured", examples=["."]
+    )
+    file_mounts: dict[Word, Word] = Field(
+        default={},
+        description="path on the machine: local file or folder",
+        examples=["{/root/data/train.csv: ./train.csv}"],
+    )
+    envs: dict[str, Text] = Field(default={}, validation_alias=AliasChoices("envs", "env"), examples=['{LR: "1e-3"}'])
+    secrets: list[str] = Field(
+        default=[], description="Names; values come from the environment or the settings", examples=["[HF_TOKEN]"]
+    )
+    setup: Script | None = Field(default=None, examples=["pip install -r requirements.txt"])
+    run: Script = Field(validation_alias=AliasChoices("run", "commands"), examples=["python train.py"])
+    outputs: dict[str, Text] = Field(
+        default={},
+        description="local name: remote path, relative to the workdir",
+        examples=["{checkpoints: runs/ckpt}"],
+    )
+    snapshot: Snapshot | None = Field(default=None, examples=["{name: digits-env}"])
+    max_duration: Seconds = Field(default=6 * 3600, gt=0, description="The work is stopped after it", examples=["6h"])
+    linger: Seconds = Field(
+        default=1800, description="How long a machine waits for its outputs to be pulled", examples=["30m"]
+    )
+    budget: float | None = Field(
+        default=None, gt=0, description="CNY for the whole run, retries included", examples=[30]
+    )
     retry: Retry = Retry()
     on_failure: OnFailure = OnFailure()
     schedule: Schedule | None = None
@@ -236,9 +326,8 @@ class Recipe(_Strict):
     @field_validator("envs")
     @classmethod
     def _env_names(cls, value: dict[str, str]) -> dict[str, str]:
-        for name, text in value.items():
+        for name in value:
             _check_env_name(name)
-            _plain_text(text)
         return value
 
     @field_validator("secrets")
@@ -251,8 +340,7 @@ class Recipe(_Strict):
     @field_validator("file_mounts")
     @classmethod
     def _mount_points(cls, value: dict[str, str]) -> dict[str, str]:
-        for remote, local in value.items():
-            _plain_text(remote + local)
+        for remote in value:
             if not remote.startswith("/") or remote.endswith("/"):
                 raise ValueError(f"{remote!r} must be an absolute path of a file or folder on the machine")
         return value
@@ -261,17 +349,11 @@ class Recipe(_Strict):
     @classmethod
     def _output_names(cls, value: dict[str, str]) -> dict[str, str]:
         for name, remote in value.items():
-            _plain_text(remote)
             if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
                 raise ValueError(f"{name!r} is not a local name; use letters, digits, - _ . and no folder")
             if not remote:
                 raise ValueError(f"{name!r} names no path on the machine")
         return value
-
-    @field_validator("run", "setup")
-    @classmethod
-    def _scripts(cls, value: str | None) -> str | None:
-        return None if value is None else _plain_text(value)
 
     @model_validator(mode="after")
     def _secrets_are_not_envs(self) -> Self:

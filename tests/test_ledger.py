@@ -326,7 +326,9 @@ def test_the_quick_list_gives_what_the_ledger_gives(ledger: Ledger, url: str, qu
 
 def test_the_quick_list_loads_no_sqlalchemy(url: str) -> None:
     open_ledger(url).close()
-    code = f"import sys; from gpujobs.ledger_glance import list_runs; print(list_runs({url!r}), 'sqlalchemy' in sys.modules)"
+    code = (
+        f"import sys; from gpujobs.ledger_glance import list_runs as f; print(f({url!r}), 'sqlalchemy' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[] False\n"
 
