@@ -2,7 +2,7 @@
 
 import logging
 import posixpath
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from gpujobs.errors import (
     JobFailed,
     LetGo,
     MachineLost,
+    Missing,
     NoCapacity,
     OverLimit,
     RemoteFailure,
@@ -84,9 +85,11 @@ class Attempt:
         recipe, spec = self.job.recipe, self._spec()
         self._line.insist(lambda shell: self._runner(shell).install(spec))
         if recipe.workdir:
-            local = Path(recipe.workdir)
+            local, progress = Path(recipe.workdir), self._progress("uploading workdir")
             self._line.insist(
-                lambda shell: push_folder(shell, local, self._work, progress=self._progress("uploading workdir"))
+                lambda shell: push_folder(
+                    shell, local, self._runner(shell).work, progress=progress, stop=self._line.stop
+                )
             )
         for remote, source in recipe.file_mounts.items():
             self._line.insist(partial(self._push_mount, Path(source), remote))
@@ -94,9 +97,9 @@ class Attempt:
     def _push_mount(self, local: Path, remote: str, shell: Shell) -> None:
         progress = self._progress(f"uploading {local.name}")
         if local.is_dir():
-            push_folder(shell, local, remote, progress=progress)
+            push_folder(shell, local, remote, progress=progress, stop=self._line.stop)
         else:
-            push_file(shell, local, remote, progress=progress)
+            push_file(shell, local, remote, progress=progress, stop=self._line.stop)
 
     def _progress(self, what: str) -> Callable[[int, int | None], None]:
         return partial(self.job.reporter.progress, what)
@@ -212,26 +215,36 @@ class Attempt:
 
     def pull(self) -> None:
         """Bring every output home, whole or not at all; raises JobFailed where one does not exist."""
-        missing = []
-        for name, remote in self.job.recipe.outputs.items():
-            try:
-                self._line.insist(partial(self._pull_one, name, posixpath.join(self._work, remote)))
-            except BadInput:
-                missing.append(f"{name} ({remote})")
+        missing = self._pull_all()
         self._line.insist(lambda shell: self._runner(shell).mark_pulled())
         if missing:
             raise JobFailed(
                 f"outputs that the command did not write: {', '.join(missing)}; mend `outputs` or the command"
             )
 
+    def _pull_all(self) -> Sequence[str]:
+        missing = []
+        for name, remote in self.job.recipe.outputs.items():
+            try:
+                self._line.insist(partial(self._pull_one, name, remote))
+            except Missing:
+                missing.append(f"{name} ({remote})")
+        return missing
+
     def pull_what_there_is(self) -> None:
-        """Bring home what a failed or stopped command left; what is missing is told, never raised."""
+        """Bring home what a failed or stopped command left; what is missing is told, never raised.
+
+        The machine is not told that everything is fetched: it may be kept for a look.
+        """
         limit_s = self.job.host.timing.stop_pull_s if self._line.stop.stopped else self.job.host.timing.lost_s
         with self._line.after_stop(limit_s):
             try:
-                self.pull()
-            except (JobFailed, Unreachable, MachineLost, TransferFailed, RemoteFailure) as error:
+                missing = self._pull_all()
+            except (Unreachable, MachineLost, TransferFailed, RemoteFailure) as error:
                 self.job.reporter.note(f"not everything could be pulled: {error}")
+            else:
+                if missing:
+                    self.job.reporter.note(f"outputs that the command did not write: {', '.join(missing)}")
 
     def _pull_one(self, name: str, remote: str, shell: Shell) -> None:
         told, clock, runner = self._progress(f"downloading {name}"), self.job.host.clock, self._runner(shell)
@@ -245,7 +258,8 @@ class Attempt:
                 runner.heartbeat()
 
         runner.heartbeat()
-        pull(shell, remote, self.job.folder.outputs / name, progress=progress)
+        local = self.job.folder.outputs / name
+        pull(shell, posixpath.join(runner.work, remote), local, progress=progress, stop=self._line.stop)
 
     # the end
 
@@ -278,9 +292,12 @@ class Attempt:
 
     def keep(self) -> None:
         """Leave a failed machine up for a look, for as long as the recipe says, or until somebody cancels."""
-        keep_s = self.job.recipe.on_failure.keep
+        keep_s, clock = self.job.recipe.on_failure.keep, self.job.host.clock
         self.job.reporter.note(f"{self.name} is kept for {keep_s} s: gpujobs ssh {self.job.run.id}; cancel releases it")
-        self._line.stop.sleep(self.job.host.clock, keep_s)
+        until = clock.monotonic() + keep_s
+        while (left_s := until - clock.monotonic()) > 0:
+            self._line.insist(lambda shell: self._runner(shell).heartbeat())
+            self._line.stop.sleep(clock, min(left_s, _HEARTBEAT_S))
 
     def release(self) -> None:
         """End the rent, and wait for the provider's own list to say so; raises MachineLost where it does not."""
@@ -294,7 +311,3 @@ class Attempt:
 
     def _runner(self, shell: Shell) -> Runner:
         return Runner(shell, base=self.backend.work_root, name=self.name)
-
-    @property
-    def _work(self) -> str:
-        return posixpath.join(self.backend.work_root, self.name, "work")

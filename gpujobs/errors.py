@@ -13,6 +13,7 @@ GpujobsError
 │   └── AuthRefused         the password or key is refused now (a machine may still be booting)   exit 6
 ├── HostKeyChanged          another machine answers at this address: never go on                  exit 6
 ├── RemoteFailure           a command of ours on the machine failed                               exit 70
+│   └── Missing             the file or folder that was asked for is not there                    exit 70
 ├── TransferFailed          what arrived is not what was sent                                     exit 70
 │   └── UnsafeArchive       what the machine sent must not be unpacked here                       exit 70
 ├── JobFailed               the recipe's own work failed                                          exit 1
@@ -95,6 +96,10 @@ class HostKeyChanged(GpujobsError):
 
 class RemoteFailure(GpujobsError):
     """A command of gpujobs on the machine failed, or its answer is not one of ours."""
+
+
+class Missing(RemoteFailure):
+    """The file or folder that was asked for is not on the machine."""
 
 
 class TransferFailed(GpujobsError):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from gpujobs.clock import StopToken
-from gpujobs.errors import BadInput, RemoteFailure, TransferFailed, UnsafeArchive
+from gpujobs.errors import BadInput, Missing, RemoteFailure, TransferFailed, UnsafeArchive
 from gpujobs.pack import survey, tar_stream
 from gpujobs.place import fresh_folder, swap, tidy
 from gpujobs.shell import Shell, quote_path, readable
@@ -115,7 +115,8 @@ def pull(
     the machine come as what they point at.
 
     Raises:
-        RemoteFailure: `remote` does not exist or cannot be read; the message names it.
+        Missing: there is nothing at `remote`.
+        RemoteFailure: it cannot be read; the message names it.
         TransferFailed: it changed meanwhile, or does not fit here.
         UnsafeArchive: the machine sent what must not be written here.
         Unreachable: the connection was lost; call again.
@@ -152,7 +153,7 @@ def _measure(shell: Shell, remote: str, limits: Limits) -> tuple[str, int, int]:
     shell.stream_out(command, lines.feed).require(f"looking at {remote}")
     kind = lines.all[0].decode("ascii", "replace") if lines.all else ""
     if kind not in {"folder", "file"}:
-        raise RemoteFailure(f"{remote} does not exist on the machine")
+        raise Missing(f"{remote} does not exist on the machine")
     sizes = [int(match[1]) for line in lines.all[1:] if (match := _LIST_LINE.fullmatch(line))]
     return kind, len(sizes), sum(sizes)
 
