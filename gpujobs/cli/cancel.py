@@ -1,0 +1,112 @@
+"""cancel: stop a run from anywhere, and see to it that its machine is released."""
+
+import time
+from argparse import Namespace
+from contextlib import suppress
+from signal import Signals
+
+from gpujobs import lifecycle, prefect_api
+from gpujobs.cli.interrupts import Interrupts, in_background
+from gpujobs.cli.opening import find_run, load_settings
+from gpujobs.cli.output import Output
+from gpujobs.cli.stopping import Stopping
+from gpujobs.cli.summary import show_end, summary
+from gpujobs.clock import StopToken
+from gpujobs.errors import BadInput, Busy, Cancelled, GpujobsError
+from gpujobs.follow import ENDED
+from gpujobs.host import Host
+from gpujobs.ledger_rows import Run
+from gpujobs.progress import TerminalReporter
+
+_PATIENCE_S = 300.0  # a release is confirmed, or given to the reaper, well before
+_UNSTARTED_S = 10.0  # so long, a run that its controller has not begun is left to it
+_LOOK_EVERY_S = 0.3
+_ASK_STATE_EVERY_S = 1.0
+_NO_WORKER_S = 15.0
+
+
+def cancel(args: Namespace, out: Output) -> int:
+    """Stop a run and wait for its end; a run that nobody drives is torn down by this process."""
+    with Host.open(load_settings()) as host:
+        run = find_run(host.ledger, args.run)
+        reporter = out.reporter()
+        if run.state in ENDED:
+            reporter.say(f"run {run.id} is over already ({run.state})")
+        else:
+            request_cancel(host, run.id, prefect_api.api_url(host.settings), run.flow_run_id)
+            reporter.say(f"cancelling run {run.id}: its work is stopped, its machine is released")
+            _await_end(host, run, reporter)
+        ended = host.ledger.get_run(run.id)
+        value = summary(ended, host.ledger, host.settings)
+    out.value(value)
+    show_end(ended, value, out)
+    return 0
+
+
+def request_cancel(host: Host, run_id: str, api: str | None, flow_run_id: str | None) -> None:
+    """Ask whoever drives the run, or is about to, to stop: through the ledger, and through Prefect."""
+    with suppress(BadInput):  # not begun, so not in the ledger yet
+        host.ledger.request_cancel(run_id, host.clock.now())
+    if api and flow_run_id:
+        with suppress(GpujobsError):  # the ledger's way works without the server
+            prefect_api.cancel(api, flow_run_id)
+
+
+class FlowRunWatch:
+    """Looks at a flow run that has written nothing into our ledger yet; at most once a second."""
+
+    def __init__(self, api: str, flow_run_id: str, reporter: TerminalReporter) -> None:
+        """Begin now."""
+        self._api, self._flow_run_id, self._reporter = api, flow_run_id, reporter
+        self._began_s = time.monotonic()
+        self._asked_s = self._began_s
+        self._said = False
+
+    def look(self) -> None:
+        """Raise Cancelled or GpujobsError where the flow run is over; nothing was rented then."""
+        now_s = time.monotonic()
+        if now_s - self._asked_s < _ASK_STATE_EVERY_S:
+            return
+        self._asked_s = now_s
+        kind, name, message = prefect_api.flow_run_state(self._api, self._flow_run_id)
+        if kind in ("CANCELLED", "CANCELLING"):
+            raise Cancelled("cancelled before it began; nothing was rented")
+        if kind in ("FAILED", "CRASHED", "COMPLETED"):
+            raise GpujobsError(f"the flow run {self._flow_run_id} ended as {name} and left no run here: {message}")
+        if kind in ("SCHEDULED", "PENDING") and now_s - self._began_s > _NO_WORKER_S and not self._said:
+            self._said = True
+            self._reporter.note(f"no worker at {self._api} has taken the run yet; start one: gpujobs serve")
+
+
+def _await_end(host: Host, run: Run, reporter: TerminalReporter) -> None:
+    stopping = Stopping(run.id, reporter, cancel=None, can_detach=False)
+    with Interrupts() as interrupts:
+
+        def react(signal: Signals) -> None:
+            if stopping.react(signal, interrupts):
+                raise stopping.left()
+
+        in_background(interrupts, lambda: _see_to_the_end(host, run, reporter), react=react)
+
+
+def _see_to_the_end(host: Host, run: Run, reporter: TerminalReporter) -> None:
+    """Wait while the run's driver tears it down; where there is none, do it here. Raises GpujobsError past a bound."""
+    began_s = time.monotonic()
+    while time.monotonic() - began_s < _PATIENCE_S:
+        run = host.ledger.get_run(run.id)
+        if run.state in ENDED:
+            return
+        unstarted = run.driver == "" and run.flow_run_id and run.state == "submitted"
+        driven = run.lease_until is not None and run.lease_until > host.clock.now()
+        if not driven and not (unstarted and time.monotonic() - began_s < _UNSTARTED_S):
+            _tear_down(host, run, reporter)
+        time.sleep(_LOOK_EVERY_S)
+    raise GpujobsError(f"run {run.id} has not ended yet; see: gpujobs status {run.id}, and: gpujobs machines")
+
+
+def _tear_down(host: Host, run: Run, reporter: TerminalReporter) -> None:
+    reporter.say(f"nobody drives run {run.id}, so it is torn down here")
+    stop = StopToken()
+    stop.stop(Cancelled(f"run {run.id} was cancelled"))
+    with suppress(Busy):  # somebody has just taken it, and has heard of the cancel
+        lifecycle.execute(host, run.id, stop=stop, reporter=reporter)

@@ -1,0 +1,41 @@
+"""up, down, serve: the local controller, which runs recipes whoever closes his terminal."""
+
+import os
+from argparse import Namespace
+from pathlib import Path
+
+from gpujobs import controller
+from gpujobs.cli.opening import load_settings
+from gpujobs.cli.output import Output
+
+
+def up(args: Namespace, out: Output) -> int:
+    """Start the controller, if it is not up; returns once it answers."""
+    found = controller.up(load_settings(), args.wait)
+    out.value({"url": found.url, "server_pid": found.server_pid, "worker_pid": found.worker_pid})
+    out.text(f"the controller is up: {found.url} (its pages: {found.url.removesuffix('/api')})")
+    return 0
+
+
+def down(args: Namespace, out: Output) -> int:
+    """End the controller; machines at work go on, and the next `up` goes on with their runs."""
+    ended = controller.down(load_settings())
+    fake_ended = False
+    if args.fake:
+        from gpujobs.cli import fake  # noqa: PLC0415 - only where asked for
+
+        fake_ended = fake.end(Path(os.environ["GPUJOBS_HOME"]))
+    out.value({"controller_ended": ended, "fake_ended": fake_ended})
+    out.text("the controller has ended" if ended else "no controller was up")
+    if fake_ended:
+        out.text("the fake cloud has ended")
+    return 0
+
+
+def serve(_: Namespace, out: Output) -> int:
+    """Run recipes in this process for the Prefect server that the settings name, until SIGTERM."""
+    from gpujobs import worker  # noqa: PLC0415 - brings Prefect
+
+    del out
+    worker.serve(load_settings())
+    return 0

@@ -1,0 +1,103 @@
+"""logs, wait: what a run's job wrote, and waiting for its end."""
+
+from argparse import Namespace
+from pathlib import Path
+from signal import Signals
+
+from gpujobs.cli.interrupts import Interrupts
+from gpujobs.cli.opening import find_run, ledger_of, load_settings
+from gpujobs.cli.output import Output
+from gpujobs.cli.summary import show_end, summary
+from gpujobs.cli.watching import follow_to_end
+from gpujobs.clock import SystemClock
+from gpujobs.errors import BadInput, Cancelled
+from gpujobs.follow import Follower
+from gpujobs.ledger import Ledger
+from gpujobs.ledger_rows import Run
+from gpujobs.progress import TerminalReporter
+
+_PIECE_BYTES = 2**18
+
+
+def logs(args: Namespace, out: Output) -> int:
+    """Print what the job wrote; with --follow until the run ends, whoever drives it meanwhile."""
+    found = load_settings()
+    with ledger_of(found) as ledger:
+        run = find_run(ledger, args.run)
+        folder = found.runs / run.id
+        log = _log(ledger, run, folder, args.attempt)
+        if args.follow:
+            if args.attempt is not None:
+                raise BadInput("--attempt names a log that is whole; leave it out to follow the newest")
+            run = _follow(ledger, run, folder, _Piped(out)) or run
+        elif not out.json:
+            _copy(log, _Piped(out))
+    if out.json:
+        text = log.read_bytes().decode("utf-8", errors="replace") if log.exists() else ""
+        out.value({"run_id": run.id, "state": run.state, "log": str(log), "output": text})
+    return 0
+
+
+def wait(args: Namespace, out: Output) -> int:
+    """Wait for a run's end; the exit code is the run's own."""
+    found = load_settings()
+    with ledger_of(found) as ledger:
+        run = find_run(ledger, args.run)
+        ended = _follow(ledger, run, found.runs / run.id, _Silent())
+        if ended is None:
+            raise Cancelled(f"no longer waiting; run {run.id} goes on")
+        value = summary(ended, ledger, found)
+    out.value(value)
+    show_end(ended, value, out)
+    return ended.exit_code or 0
+
+
+class _Piped(TerminalReporter):
+    """Tells what the job writes; ends the command once nobody reads it. With --json, it is all in the answer."""
+
+    def __init__(self, out: Output) -> None:
+        super().__init__()
+        self._json = out.json
+
+    def output(self, data: bytes) -> None:
+        """Hand on what the job wrote."""
+        if not self._json:
+            super().output(data)
+        if self.cut:
+            raise BrokenPipeError
+
+
+class _Silent(TerminalReporter):
+    """Tells the phases, and not what the job writes."""
+
+    def output(self, data: bytes) -> None:
+        """Leave it in the log."""
+
+
+def _follow(ledger: Ledger, run: Run, folder: Path, reporter: TerminalReporter) -> Run | None:
+    """Follow to the end; None once somebody interrupts, or nobody reads what we print."""
+    follower = Follower(ledger, run.id, folder=folder, reporter=reporter, clock=SystemClock())
+    with Interrupts() as interrupts:
+        return follow_to_end(follower, interrupts, react=_leave, reporter=reporter)
+
+
+def _leave(_: Signals) -> bool:
+    return True
+
+
+def _log(ledger: Ledger, run: Run, folder: Path, attempt: int | None) -> Path:
+    numbers = [row.number for row in ledger.attempts(run.id)]
+    if attempt is None or attempt == max(numbers, default=0):
+        return folder / "output.log"
+    if attempt not in numbers:
+        raise BadInput(f"run {run.id} has no attempt {attempt}; it has made {len(numbers)}")
+    return folder / f"attempt-{attempt}.log"
+
+
+def _copy(log: Path, reporter: TerminalReporter) -> None:
+    try:
+        with log.open("rb") as file:
+            while data := file.read(_PIECE_BYTES):
+                reporter.output(data)
+    except FileNotFoundError:
+        reporter.say("nothing was written yet")

@@ -1,0 +1,60 @@
+"""What there is to say of one run: for JSON, and as lines for people."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gpujobs.cli.output import Output, money, price
+from gpujobs.ledger import Ledger
+from gpujobs.ledger_rows import Attempt, MachineRecord, Run
+from gpujobs.progress import time_text
+from gpujobs.settings import Settings
+
+
+def outputs_of(run: Run, found: Settings) -> Mapping[str, Path]:
+    """Give the outputs of a run that are here, by name."""
+    folder = found.runs / run.id / "outputs"
+    wanted = json.loads(run.recipe_json).get("outputs") or {}
+    return {name: folder / name for name in wanted if (folder / name).exists()}
+
+
+def summary(run: Run, ledger: Ledger, found: Settings) -> Mapping[str, Any]:
+    """Give how a run stands."""
+    return {
+        "run_id": run.id,
+        "name": run.name,
+        "state": run.state,
+        "exit_code": run.exit_code,
+        "error": run.error,
+        "outputs": {name: str(path) for name, path in outputs_of(run, found).items()},
+        "log": str(found.runs / run.id / "output.log"),
+        "cost_cny": run.cost_cny if run.ended_at else ledger.cost_cny(run.id),
+        "machines_alive": sum(machine.alive for machine in ledger.machines(run.id)),
+    }
+
+
+def show_end(run: Run, value: Mapping[str, Any], out: Output) -> None:
+    """Print the end of a run for people."""
+    took = f" after {time_text((run.ended_at - run.created_at).total_seconds())}" if run.ended_at else ""
+    out.text(f"run {run.id} ({run.name}) {run.state}{took}" + (f": {run.error}" if run.error else ""))
+    for name, path in value["outputs"].items():
+        out.text(f"  {name}: {path}")
+    alive = value["machines_alive"]
+    out.text(f"log: {value['log']}")
+    out.text(f"cost: {money(value['cost_cny'])}")
+    out.text(f"{alive} machine{'' if alive == 1 else 's'} alive")
+    if alive:
+        out.text("it may still cost money; release it with: gpujobs reap")
+
+
+def show_attempts(attempts: Sequence[Attempt], machines: Sequence[MachineRecord], out: Output) -> None:
+    """Print each attempt and whether its machine still costs."""
+    records = {machine.name: machine for machine in machines}
+    for attempt in attempts:
+        machine = records.get(attempt.name)
+        where = f"{attempt.name} on {attempt.backend}/{attempt.region}"
+        at = f"{price(machine.price_cny_per_h if machine else None)} CNY/h"
+        out.text(f"attempt {attempt.number}: {where}, {at}, {'alive' if machine and machine.alive else 'gone'}")
+        if attempt.error:
+            out.text(f"  {attempt.error}")
