@@ -1,19 +1,18 @@
 """The machines of the fake cloud: each a sandbox of its own with a real SSH server in front of it."""
 
-import asyncio
-import logging
 import re
 import shutil
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from fake_server import sandbox
+from fake_server.loop import LoopThread
 from fake_server.sandbox import Sandbox
 from fake_server.spec import CommandRecord, ContainerSpec, Endpoint, Isolation
 
@@ -22,9 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CommandRecord", "ContainerSpec", "Containers", "Endpoint", "Isolation"]
 
-LOG = logging.getLogger(__name__)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-T = TypeVar("T")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,11 +53,9 @@ class Containers:
     ) -> None:
         self._folder, self._host = folder, host
         self._on_command, self._on_cmd_exit = on_command, on_cmd_exit
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()  # told when a start is over
         self._containers: dict[str, Container | None] = {}  # None while it starts
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._callbacks: ThreadPoolExecutor | None = None
+        self._threads = LoopThread()
         self._closed = False
 
     @cached_property
@@ -86,9 +81,11 @@ class Containers:
         except BaseException:
             with self._lock:
                 del self._containers[spec.name]
+                self._lock.notify_all()
             raise
         with self._lock:
             self._containers[spec.name] = container
+            self._lock.notify_all()
         return endpoint
 
     def stop(self, name: str, *, grace_s: float = 0.0) -> None:
@@ -97,6 +94,7 @@ class Containers:
         Once it returns, no process of the machine lives. Its disk stays as it is.
         """
         with self._lock:
+            self._lock.wait_for(lambda: self._containers.get(name, True))
             container = self._containers.get(name)
         if container is None:
             return
@@ -116,11 +114,11 @@ class Containers:
         """
         container = self._running(name)
         done: Future[int] = Future()
-        number = self._on_loop(container.machine.execute(command, done))
+        number = self._threads.run(container.machine.execute(command, done))
         try:
             return done.result(timeout_s)
         except TimeoutError:
-            self._on_loop(container.machine.kill(number))
+            self._threads.run(container.machine.kill(number))
             return None
 
     def running(self) -> Sequence[str]:
@@ -135,11 +133,7 @@ class Containers:
             names = list(self._containers)
         with ThreadPoolExecutor(max_workers=8) as stoppers:
             list(stoppers.map(self.stop, names))
-        if self._callbacks is not None:
-            self._callbacks.shutdown()
-        if self._loop is not None and self._thread is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
+        self._threads.close()
 
     def _claim(self, name: str) -> None:
         with self._lock:
@@ -148,24 +142,6 @@ class Containers:
             if name in self._containers:
                 raise ValueError(f"container {name} runs already; stop it first")
             self._containers[name] = None
-            if self._loop is None:
-                self._start_threads()
-
-    def _start_threads(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._callbacks = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fake-callbacks")
-        self._thread = threading.Thread(target=self._run_loop, args=(self._loop,), name="fake-machines", daemon=True)
-        self._thread.start()
-
-    def _run_loop(self, loop: asyncio.AbstractEventLoop) -> None:
-        asyncio.set_event_loop(loop)
-        try:
-            loop.run_forever()
-            for task in asyncio.all_tasks(loop):
-                task.cancel()
-            loop.run_until_complete(asyncio.sleep(0))
-        finally:
-            loop.close()
 
     def _start(self, spec: ContainerSpec, delay_s: float) -> tuple[Container, Endpoint]:
         runtime = self._folder / "run" / spec.name
@@ -175,7 +151,7 @@ class Containers:
         sock = socket.socket()
         try:
             sock.bind((self._host, 0))
-            machine, host_key = self._on_loop(self._open(spec, box, runtime, sock, delay_s))
+            machine, host_key = self._threads.run(self._open(spec, box, runtime, sock, delay_s))
         except BaseException:
             sock.close()
             box.control.close()
@@ -194,14 +170,19 @@ class Containers:
         reports = Reports(on_command=self._report_command, on_cmd_exit=self._report_cmd_exit)
         key = load_host_key(self._folder / "keys" / spec.name)
         machine = Machine(spec, self.isolation, control=box.control, runtime=runtime, reports=reports)
-        await machine.open(sock=sock, key=key, delay_s=delay_s)
+        try:
+            await machine.open(sock=sock, key=key, delay_s=delay_s)
+        except BaseException:
+            await machine.hush(terminate=False)
+            await machine.close()
+            raise
         return machine, public_line(key)
 
     def _stop(self, container: Container, grace_s: float) -> None:
-        self._on_loop(container.machine.hush(terminate=grace_s > 0))
+        self._threads.run(container.machine.hush(terminate=grace_s > 0))
         if grace_s > 0:
             container.sandbox.wait(grace_s)
-        self._on_loop(container.machine.close())
+        self._threads.run(container.machine.close())
         container.sandbox.kill()
         shutil.rmtree(container.runtime, ignore_errors=True)
 
@@ -212,24 +193,8 @@ class Containers:
             raise KeyError(f"no container {name} runs")
         return container
 
-    def _on_loop(self, work: Coroutine[Any, Any, T]) -> T:
-        if self._loop is None:
-            work.close()
-            raise ValueError("no container was ever started")
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
     def _report_command(self, record: CommandRecord) -> None:
-        self._call(lambda: self._on_command(record))
+        self._threads.call_back(lambda: self._on_command(record))
 
     def _report_cmd_exit(self, name: str, exit_code: int) -> None:
-        self._call(lambda: self._on_cmd_exit(name, exit_code))
-
-    def _call(self, callback: Callable[[], None]) -> None:
-        def call() -> None:
-            try:
-                callback()
-            except Exception:
-                LOG.exception("a callback of the containers failed")
-
-        if self._callbacks is not None:
-            self._callbacks.submit(call)
+        self._threads.call_back(lambda: self._on_cmd_exit(name, exit_code))

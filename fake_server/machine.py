@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -37,8 +38,8 @@ class Machine:
     def __init__(
         self, spec: ContainerSpec, isolation: Isolation, *, control: socket.socket, runtime: Path, reports: Reports
     ) -> None:
-        self.alive = True
-        self._spec, self._reports, self._log = spec, reports, runtime / "cmd.log"
+        self.alive, self._stopping = True, False
+        self._spec, self._reports, self._runtime = spec, reports, runtime
         self._home = str(spec.disk / "root") if isolation == "none" else "/root"
         self._env = base_environment(spec, home=self._home, bin_folder=runtime if isolation == "none" else None)
         self._processes = Processes(control, on_lost=self._on_lost)
@@ -64,12 +65,12 @@ class Machine:
             await self._sshd.open()
 
     def run(self, command: str, *, kind: CommandKind, on_exit: Callable[[int], None]) -> int:
-        """Start ``bash -c command`` with its output in a log; return its number."""
-        log = os.open(self._log, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_NOFOLLOW, 0o600)
-        started_at, offset = time.time(), os.fstat(log).st_size
+        """Start ``bash -c command`` with its output in a file that is only counted; return its number."""
+        started_at, output = time.time(), tempfile.TemporaryFile(dir=self._runtime)  # noqa: SIM115 - closed at its end
 
         def ended(exit_code: int) -> None:
-            size = self._log.stat().st_size - offset if self._log.exists() else 0
+            with output:
+                size = os.fstat(output.fileno()).st_size
             self._reports.on_command(
                 CommandRecord(
                     machine=self._spec.name,
@@ -83,7 +84,7 @@ class Machine:
             )
             on_exit(exit_code)
 
-        fds = [os.open(os.devnull, os.O_RDONLY), log, os.dup(log)]
+        fds = [os.open(os.devnull, os.O_RDONLY), os.dup(output.fileno()), os.dup(output.fileno())]
         bash = Command(program="/bin/bash", argv=["bash", "-c", command], env=self._env, cwd=self._home)
         return self._processes.spawn(bash, fds, on_exit=ended)
 
@@ -102,8 +103,10 @@ class Machine:
 
     async def hush(self, *, terminate: bool) -> None:
         """Cut the machine off, as when its sshd dies, and if asked send TERM to all that runs in it."""
-        self.alive = False
+        self.alive, self._stopping = False, True
         self._close_sshd()
+        if self._sshd is not None:
+            await self._sshd.wait_closed()
         if terminate:
             self._processes.terminate()
 
@@ -119,12 +122,13 @@ class Machine:
             LOG.exception("the SSH server of %s does not start", self._spec.name)
 
     def _on_cmd_exit(self, exit_code: int) -> None:
-        if self.alive:
+        if not self._stopping:
             self._reports.on_cmd_exit(self._spec.name, exit_code)
 
     def _on_lost(self) -> None:
-        if self.alive:
+        if not self._stopping:
             LOG.warning("the first process of %s died", self._spec.name)
+        self.alive = False
         self._close_sshd()
 
     def _close_sshd(self) -> None:

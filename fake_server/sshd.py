@@ -1,5 +1,6 @@
 """The SSH server of one machine: asyncssh for the protocol, the machine's own files and processes behind it."""
 
+import asyncio
 import base64
 import hmac
 import logging
@@ -65,6 +66,10 @@ class Sshd:
         self._sock.close()
         for connection in tuple(self._connections):
             connection.abort()
+
+    async def wait_closed(self) -> None:
+        """Wait until the sessions of every cut connection have let go of their commands."""
+        await asyncio.gather(*(connection.wait_closed() for connection in tuple(self._connections)))
 
 
 class Login(asyncssh.SSHServer):
