@@ -1,0 +1,148 @@
+"""The flow runs of one process: each has a task of its own on one event loop, and shares the process's Host."""
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Coroutine, Mapping
+from contextvars import copy_context
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import FlowRun
+from prefect.exceptions import Abort
+from prefect.flow_engine import run_flow
+from prefect.flows import Flow, load_flow_from_entrypoint
+from prefect.logging.loggers import flow_run_logger
+from prefect.states import Crashed
+
+from gpujobs import lifecycle
+from gpujobs.clock import StopToken
+from gpujobs.errors import BadInput, Cancelled, Detached, LetGo
+from gpujobs.flow import SEAT, Seat, end_state
+from gpujobs.host import Host
+from gpujobs.prefect_api import run_id_of
+from gpujobs.run_log import RunLog
+from gpujobs.work import Work
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sitting:
+    """A run that this process drives."""
+
+    flow_run_id: str | None
+    stop: StopToken
+    task: "asyncio.Task[None]"
+
+
+class Floor:
+    """The runs that this process drives, by their run ids, whoever brought them here."""
+
+    def __init__(self, host: Host, client: PrefectClient) -> None:
+        """Drive them on `host`; `client` fetches flows and tells states."""
+        self._host, self._client = host, client
+        self._sitting: dict[str, Sitting] = {}
+
+    @property
+    def sitting(self) -> Mapping[str, Sitting]:
+        """The runs that are driven now."""
+        return dict(self._sitting)
+
+    def seat(self, flow_run: FlowRun) -> Sitting:
+        """Begin to run `flow_run` as its flow says, unless it runs already; returns at once."""
+        stop = StopToken()
+        return self._begin(run_id_of(str(flow_run.id)), str(flow_run.id), stop, self._run(flow_run))
+
+    def finish(self, run_id: str, flow_run: FlowRun | None, *, cancelled: bool) -> Sitting:
+        """Go on with a run whose flow run Prefect no longer lets run; its end becomes the flow run's state."""
+        stop = StopToken()
+        if cancelled:
+            stop.stop(Cancelled(f"run {run_id} was cancelled"))
+        flow_run_id = str(flow_run.id) if flow_run else None
+        return self._begin(run_id, flow_run_id, stop, self._finish(run_id, flow_run, stop))
+
+    def cancel(self, run_id: str) -> bool:
+        """Stop a run that is driven here; False where it is not."""
+        found = self._sitting.get(run_id)
+        if found is not None:
+            found.stop.stop(Cancelled(f"run {run_id} was cancelled in Prefect"))
+        return found is not None
+
+    async def let_go(self, within_s: float) -> None:
+        """Leave every run to itself: its machine works on, and the next host resumes it."""
+        for found in self.sitting.values():
+            found.stop.stop(Detached("the host stops; the machine works on"))
+        if tasks := [found.task for found in self.sitting.values()]:
+            await asyncio.wait(tasks, timeout=within_s)
+
+    def _begin(self, run_id: str, flow_run_id: str | None, stop: StopToken, life: Coroutine[Any, Any, None]) -> Sitting:
+        if run_id in self._sitting:
+            life.close()
+            return self._sitting[run_id]
+        context = copy_context()
+        context.run(SEAT.set, Seat(host=self._host, stop=stop))
+        task = asyncio.get_running_loop().create_task(life, context=context)
+        self._sitting[run_id] = Sitting(flow_run_id=flow_run_id, stop=stop, task=task)
+        task.add_done_callback(lambda _: self._sitting.pop(run_id))
+        return self._sitting[run_id]
+
+    async def _run(self, flow_run: FlowRun) -> None:
+        logger = flow_run_logger(flow_run)
+        try:
+            flow = await self._load(flow_run)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with a deployment, the host goes on
+            logger.error("the flow cannot be loaded: %s", error)  # noqa: TRY400 - its user needs no traceback
+            await self._client.set_flow_run_state(flow_run.id, Crashed(message=f"not loaded: {error}"), force=True)
+            return
+        try:
+            await _call(flow, flow_run)
+        except Abort as error:  # the server said no, or we let go: the state is what it should be
+            logger.info("left in its state: %s", error)
+        except Exception:
+            logger.exception("Prefect's engine gave up on the flow run")
+
+    async def _finish(self, run_id: str, flow_run: FlowRun | None, stop: StopToken) -> None:
+        logger = flow_run_logger(flow_run) if flow_run else _log
+        log = RunLog(logger, where=str(self._host.settings.runs / run_id / "output.log"))
+        work = Work(
+            lambda: lifecycle.execute(self._host, run_id, stop=stop, reporter=log), name=f"gpujobs-{run_id}"
+        ).begun()
+        done = await work
+        log.flush(force=True)
+        if isinstance(done.error, LetGo) or (done.value and done.value.state == "running"):
+            return
+        if done.error is not None:
+            _log.error("run %s could not go on", run_id, exc_info=done.error)
+            return
+        if flow_run is not None:
+            state = end_state(done.value.state, done.value.error, done.value.cost_cny)
+            await self._client.set_flow_run_state(flow_run.id, state, force=True)
+
+    async def _load(self, flow_run: FlowRun) -> Flow[Any, Any]:
+        """Import the deployment's flow; raises BadInput where that takes steps that would move this whole process."""
+        if flow_run.deployment_id is None:
+            raise BadInput("a flow run without a deployment cannot run here")
+        deployment = await self._client.read_deployment(flow_run.deployment_id)
+        folder = Path(deployment.path or ".")
+        for step in deployment.pull_steps or []:
+            [(name, inputs)] = step.items()
+            if not name.endswith(".set_working_directory"):
+                raise BadInput(f"pull step {name} is not for a host's own process; use a pool of type process for it")
+            folder = Path(inputs["directory"])
+        entrypoint = deployment.entrypoint or ""
+        if ":" in entrypoint:
+            path, _, name = entrypoint.rpartition(":")
+            entrypoint = f"{folder / path}:{name}"
+        return await asyncio.to_thread(load_flow_from_entrypoint, entrypoint, use_placeholder_flow=False)
+
+
+async def _call(flow: Flow[Any, Any], flow_run: FlowRun) -> None:
+    if not flow.isasync:
+        await asyncio.to_thread(run_flow, flow, flow_run=flow_run, return_type="state")
+        return
+    running = run_flow(flow, flow_run=flow_run, return_type="state")
+    if inspect.isawaitable(running):
+        await running

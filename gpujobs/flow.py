@@ -1,0 +1,205 @@
+"""The Prefect flow `run_recipe`: the lifecycle's steps as Prefect tasks, each in a thread that a cancel wakes."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.exceptions import Abort
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+from prefect.states import Cancelled, Completed, Failed
+
+from gpujobs import errors, lifecycle, settings
+from gpujobs.clock import StopToken
+from gpujobs.host import Host
+from gpujobs.lifecycle import Outcome, Step
+from gpujobs.prefect_api import run_id_of
+from gpujobs.recipe import Recipe
+from gpujobs.run_log import RunLog
+from gpujobs.work import Done, Work
+
+DRAIN_S = 25.0  # Prefect kills a cancelled process after 30 s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seat:
+    """What a process that runs many flows hands to each of them."""
+
+    host: Host
+    stop: StopToken
+
+
+SEAT: ContextVar[Seat | None] = ContextVar("gpujobs_seat", default=None)
+
+
+def _flow_run_name() -> str:
+    recipe = (flow_run.parameters or {}).get("recipe")
+    name = recipe.get("name", "run") if isinstance(recipe, dict) else getattr(recipe, "name", "run")
+    return f"{name}-{run_id_of(str(flow_run.id))}"
+
+
+@flow(name="run-recipe", flow_run_name=_flow_run_name, retries=0, persist_result=False, validate_parameters=True)
+async def run_recipe(recipe: Recipe) -> State[Any]:
+    """Rent a GPU machine, run the recipe on it, bring the results home, switch it off."""
+    flow_run_id = str(flow_run.id)
+    async with _seated() as seat:
+        log = RunLog(get_run_logger(), where=str(seat.host.settings.runs / run_id_of(flow_run_id) / "output.log"))
+        driver = Driver(seat, run_id_of(flow_run_id), log)
+        return await driver.run(recipe, flow_run_id)
+
+
+@asynccontextmanager
+async def _seated() -> AsyncIterator[Seat]:
+    """Give the seat that this process offers, or open a host for this one run."""
+    if seat := SEAT.get():
+        yield seat
+        return
+    with Host.open(settings.load()) as host:
+        yield Seat(host=host, stop=StopToken())
+
+
+class Driver:
+    """Drives one run on an event loop. A cancelled coroutine stops the run, and still sees its steps to their end."""
+
+    def __init__(self, seat: Seat, run_id: str, log: RunLog) -> None:
+        """Take where to run, what, and where to tell of it."""
+        self._host, self._stop, self._run_id, self._log = seat.host, seat.stop, run_id, log
+        self._drained_at: float | None = None  # when a cancelled run must have ended
+
+    async def run(self, recipe: Recipe, flow_run_id: str) -> State[Any]:
+        """Run the recipe to its end and say how it ended, as Prefect's state."""
+        try:
+            await self._in_thread(lambda: self._open(recipe, flow_run_id))
+            outcome = await self.drive()
+        except errors.LetGo as error:
+            raise Abort(str(error)) from error
+        except errors.GpujobsError as error:
+            return Failed(message=str(error))
+        self._tell(outcome)
+        return end_state(outcome.state, outcome.error, outcome.cost_cny)
+
+    def _open(self, recipe: Recipe, flow_run_id: str) -> None:
+        lifecycle.open_run(self._host, recipe, run_id=self._run_id, flow_run_id=flow_run_id)
+
+    async def drive(self) -> Outcome:
+        """Take the run's steps one by one, each as a Prefect task; raises Busy where another process drives it."""
+        life = lifecycle.steps(self._host, self._run_id, stop=self._stop, reporter=self._log)
+        flusher = asyncio.ensure_future(self._flush())
+        error: Exception | None = None
+        try:
+            while True:
+                step = await self._in_thread(lambda: _next(life, error))  # noqa: B023 - it is called at once
+                if isinstance(step, Outcome):
+                    return step
+                error = await self._take(step)
+        finally:
+            flusher.cancel()
+            self._log.flush(force=True)
+
+    async def _take(self, step: Step) -> Exception | None:
+        """Do the step, once; give what it raised. Whatever happens to its Prefect task, the step is done."""
+        work = Work(step.call, name=f"gpujobs-{self._run_id}")
+        logger = self._log.logger
+        try:
+            await self._as_task(step, work)
+        except asyncio.CancelledError:
+            self._asked_to_stop()
+        except Exception as error:  # noqa: BLE001 - Prefect's own trouble must not end the job
+            logger.warning("Prefect does not show phase %s: %s", step.name, error)
+        finally:
+            self._log.logger = logger
+        return await self._end_of(work.begun())
+
+    async def _as_task(self, step: Step, work: "Work") -> None:
+        @task(name=step.name, task_run_name=_task_name(step), cache_policy=NO_CACHE, persist_result=False, retries=0)
+        async def phase() -> State[Any]:
+            self._log.logger = get_run_logger()
+            error = await self._end_of(work.begun())
+            self._log.flush(force=True)
+            return _phase_state(error)
+
+        await phase(return_state=True)  # type: ignore[misc]  # its overloads know no async task that gives a state
+
+    async def _in_thread(self, call: Callable[[], Any]) -> Any:
+        work = Work(call, name=f"gpujobs-{self._run_id}").begun()
+        error = await self._end_of(work)
+        if error is not None:
+            raise error
+        return work.result().value
+
+    async def _end_of(self, work: "asyncio.Future[Done]") -> Exception | None:
+        """Wait for the work's end. A cancel is passed on to it, and then waited for only so long."""
+        while not work.done():
+            try:
+                await asyncio.wait([work], timeout=self._patience_s())
+            except asyncio.CancelledError:
+                self._asked_to_stop()
+            if not work.done() and self._patience_s() == 0.0:
+                raise asyncio.CancelledError("the run did not end in time; the reaper will end it")
+        return work.result().error
+
+    def _patience_s(self) -> float | None:
+        return None if self._drained_at is None else max(0.0, self._drained_at - time.monotonic())
+
+    def _asked_to_stop(self) -> None:
+        current = asyncio.current_task()
+        if current is not None:
+            current.uncancel()
+        self._stop.stop(errors.Cancelled(f"run {self._run_id} was cancelled"))
+        if self._drained_at is None:
+            self._drained_at = time.monotonic() + DRAIN_S
+
+    async def _flush(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            self._log.flush()
+
+    def _tell(self, outcome: Outcome) -> None:
+        for name, path in outcome.outputs.items():
+            self._log.logger.info("output %s: %s", name, path)
+        self._log.logger.info("the job's log: %s", outcome.log)
+        self._log.logger.info("%s; %d machines alive", _cost(outcome.cost_cny), outcome.machines_alive)
+
+
+def end_state(state: str, error: str, cost_cny: float | None) -> State[Any]:
+    """Give Prefect's state for a run's; raises Abort for a run that goes on: it stays Running until it is resumed."""
+    if state == "succeeded":
+        return Completed(message=_cost(cost_cny))
+    if state == "cancelled":
+        return Cancelled(message=error)
+    if state == "running":
+        raise Abort(error)
+    return Failed(message=error)
+
+
+def _next(life: Generator[Step, None, Outcome], error: Exception | None) -> Step | Outcome:
+    try:
+        return life.throw(error) if error else next(life)
+    except StopIteration as end:
+        outcome: Outcome = end.value
+        return outcome
+
+
+def _task_name(step: Step) -> str:
+    return f"{step.name}-{step.attempt}" if step.attempt > 1 else step.name
+
+
+def _phase_state(error: Exception | None) -> State[Any]:
+    if error is None:
+        return Completed()
+    if isinstance(error, errors.LetGo):
+        return Cancelled(name="Detached", message=str(error))
+    if isinstance(error, errors.Cancelled):
+        return Cancelled(message=str(error))
+    return Failed(message=str(error) or type(error).__name__)
+
+
+def _cost(cost_cny: float | None) -> str:
+    return "cost unknown" if cost_cny is None else f"cost {cost_cny:.2f} CNY"

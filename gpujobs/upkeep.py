@@ -1,0 +1,157 @@
+"""What a host does beside its runs: hears cancels, resumes what lost its driver, mends states, calls the reaper."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.exceptions import Abort, ObjectNotFound
+from prefect.states import Cancelled, Scheduled
+
+from gpujobs import lifecycle, reaper
+from gpujobs.errors import BadInput
+from gpujobs.floor import Floor
+from gpujobs.flow import end_state, run_recipe
+from gpujobs.host import Host
+from gpujobs.ledger_rows import Run
+from gpujobs.prefect_api import run_id_of
+from gpujobs.run_log import RunLog
+from gpujobs.work import Work
+
+CANCEL_S = 1.0
+RECOVER_S = 10.0
+REAP_S = 300.0
+ORPHAN = timedelta(seconds=60)  # taken by a host so long ago, and in no ledger: that host is dead
+TRIES = 3  # resuming what will not go on; after that it is the reaper's
+
+_log = logging.getLogger(__name__)
+
+
+class Upkeep:
+    """Three loops, none of which ends because something failed once."""
+
+    def __init__(self, host: Host, floor: Floor, client: PrefectClient) -> None:
+        """Look after the runs on `floor`, and after those that dead hosts have left behind."""
+        self._host, self._floor, self._client = host, floor, client
+        self._tries: dict[str, int] = {}
+
+    async def take_over(self, worker_name: str) -> None:
+        """Before any run is taken: put back in the queue what our forerunner of this name took and never began."""
+        for flow_run in await self._unended():
+            if flow_run.labels.get("prefect.worker.name") == worker_name:
+                await self._mend(flow_run, orphan=True)
+
+    async def run(self) -> None:
+        """Go on until cancelled."""
+        await asyncio.gather(
+            _every(CANCEL_S, self.hear_cancels), _every(RECOVER_S, self.recover), _every(REAP_S, self._reap)
+        )
+
+    async def hear_cancels(self) -> None:
+        """Stop the runs that Prefect wants cancelled: one call for all of them."""
+        ids = [
+            UUID(one.flow_run_id) for one in self._floor.sitting.values() if one.flow_run_id and not one.stop.stopped
+        ]
+        if not ids:
+            return
+        wanted = await self._client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(
+                id=FlowRunFilterId(any_=ids), state=_types(StateType.CANCELLING, StateType.CANCELLED)
+            )
+        )
+        for flow_run in wanted:
+            self._floor.cancel(run_id_of(str(flow_run.id)))
+
+    async def recover(self) -> None:
+        """Resume runs whose driver is dead, then mend the states of flow runs that ended, or began, unseen."""
+        for run_id in await self._in_thread(lambda: reaper.recover(self._host)):
+            if run_id not in self._floor.sitting and self._tries.get(run_id, 0) < TRIES:
+                self._tries[run_id] = self._tries.get(run_id, 0) + 1
+                await self._resume(run_id)
+        for flow_run in await self._unended():
+            if run_id_of(str(flow_run.id)) not in self._floor.sitting:
+                since = flow_run.state.timestamp if flow_run.state else None
+                await self._mend(flow_run, orphan=since is not None and datetime.now(UTC) - since > ORPHAN)
+
+    async def _resume(self, run_id: str) -> None:
+        run: Run = await self._in_thread(lambda: self._host.ledger.get_run(run_id))
+        flow_run = await self._flow_run(run)
+        kind = flow_run.state.type if flow_run and flow_run.state else None
+        if flow_run and kind in {StateType.RUNNING, StateType.PENDING}:
+            self._floor.seat(flow_run)
+        elif kind != StateType.SCHEDULED:  # a scheduled one is on its way to a host
+            self._floor.finish(run_id, flow_run, cancelled=kind in {StateType.CANCELLING, StateType.CANCELLED})
+
+    async def _flow_run(self, run: Run) -> FlowRun | None:
+        if run.flow_run_id is None:
+            return None
+        try:
+            return await self._client.read_flow_run(UUID(run.flow_run_id))
+        except ObjectNotFound:
+            return None
+
+    async def _unended(self) -> Sequence[FlowRun]:
+        return await self._client.read_flow_runs(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=[run_recipe.name])),
+            flow_run_filter=FlowRunFilter(state=_types(StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)),
+        )
+
+    async def _mend(self, flow_run: FlowRun, *, orphan: bool) -> None:
+        """Tell Prefect the end that it missed; put back in the queue what a dead host took and never began."""
+        run = await self._in_thread(lambda: _ledger_run(self._host, run_id_of(str(flow_run.id))))
+        if run is not None and run.state in lifecycle.ENDED:
+            await self._client.set_flow_run_state(
+                flow_run.id, end_state(run.state, run.error, run.cost_cny), force=True
+            )
+        elif (run is None or run.state == "submitted") and orphan:
+            cancelling = flow_run.state is not None and flow_run.state.type == StateType.CANCELLING
+            again: State[Any] = Scheduled(message="the host that took it died before it began")
+            never: State[Any] = Cancelled(message="cancelled before it began")
+            await self._client.set_flow_run_state(flow_run.id, never if cancelling else again, force=True)
+
+    async def _reap(self) -> None:
+        log = RunLog(_log, where="")
+        result = await self._in_thread(lambda: reaper.reap(self._host, yes=False, reporter=log))
+        for name, why in result.failed:
+            _log.warning("reaper: %s: %s", name, why)
+
+    async def _in_thread(self, call: Callable[[], Any]) -> Any:
+        done = await Work(call, name="gpujobs-upkeep").begun()
+        if done.error is not None:
+            raise done.error
+        return done.value
+
+
+def _types(*types: StateType) -> FlowRunFilterState:
+    return FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types)))
+
+
+def _ledger_run(host: Host, run_id: str) -> Run | None:
+    try:
+        found = host.ledger.get_run(run_id)
+    except BadInput:
+        return None
+    return found if found.id == run_id else None
+
+
+async def _every(period_s: float, act: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        try:
+            await act()
+        except Abort as error:
+            _log.warning("%s", error)
+        except Exception as error:  # noqa: BLE001 - the server or a provider is away: the next turn may see it again
+            _log.warning("%s: %s", getattr(act, "__name__", "upkeep"), error)
+        await asyncio.sleep(period_s)

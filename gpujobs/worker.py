@@ -1,0 +1,205 @@
+"""The host that runs recipes: a Prefect worker of pool type `gpujobs` whose flows all run in its own process.
+
+A worker of Prefect's own kind, so that pools, limits, queues, heartbeats and the UI's page of workers are Prefect's.
+What differs is `run`: no process a run (100 to 190 MB and 3.5 s each), but a coroutine in this one, so that many runs
+share one Host, one watcher a provider, one API client. Each run has a task beside the worker's own task group: a worker
+that gives up on an unreachable server, and is started anew, takes no running job with it.
+"""
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
+from hashlib import blake2b
+from typing import Any
+
+import anyio.abc
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import FlowRun
+from prefect.context import AsyncClientContext
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.logging.handlers import PrefectConsoleHandler
+from prefect.logging.loggers import get_logger
+from prefect.settings import PREFECT_WORKER_QUERY_SECONDS, temporary_settings
+from prefect.types.entrypoint import EntrypointType
+from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
+
+from gpujobs.errors import Busy
+from gpujobs.floor import Floor
+from gpujobs.flow import run_recipe
+from gpujobs.host import Host
+from gpujobs.prefect_api import DEPLOYMENT, run_id_of
+from gpujobs.settings import Settings, private_opener
+from gpujobs.upkeep import Upkeep
+
+POOL = "gpujobs"
+LIMIT = 200  # runs at a time in one process; each costs a thread
+POLL_S = 1.0
+AGAIN_S = 2.0  # after the server could not be reached
+LET_GO_S = 8.0
+
+_log = logging.getLogger(__name__)
+
+
+class Result(BaseWorkerResult):
+    """A flow run that was taken; how it ended, its own engine has told the server."""
+
+
+class Worker(BaseWorker[BaseJobConfiguration, BaseVariables, Result]):
+    """Takes flow runs from the pool and seats them in this process."""
+
+    type = POOL
+    job_configuration = BaseJobConfiguration
+    _display_name = "gpujobs"
+    _description = "Runs recipes on rented GPU machines, many in one process."
+
+    def __init__(self, floor: Floor, **options: Any) -> None:
+        """Seat runs on `floor`; the rest is the base class's."""
+        super().__init__(**options)
+        self._floor = floor
+
+    async def run(
+        self,
+        flow_run: FlowRun,
+        configuration: BaseJobConfiguration,  # noqa: ARG002 - there is no infrastructure to configure
+        task_status: anyio.abc.TaskStatus[Any] | None = None,
+    ) -> Result:
+        """Run one flow run to its end."""
+        found = self._floor.seat(flow_run)
+        if task_status is not None:
+            task_status.started(flow_run.id)
+        await asyncio.wait([found.task])
+        return Result(identifier=str(flow_run.id), status_code=0)
+
+    async def kill_infrastructure(
+        self,
+        infrastructure_pid: str,
+        configuration: BaseJobConfiguration,  # noqa: ARG002 - as above
+        grace_seconds: int = 30,  # noqa: ARG002 - a run has bounds of its own
+    ) -> None:
+        """Stop a flow run that was cancelled before it began, or whose cancelling took too long."""
+        self._floor.cancel(run_id_of(infrastructure_pid))
+
+
+def serve(settings: Settings) -> int:
+    """Run recipes until SIGTERM or SIGINT, then let go of those that run; raises Busy where another does already.
+
+    The event loop has a thread of its own: Prefect's engine puts a handler of its own on SIGTERM while a flow runs in
+    the main thread.
+    """
+    over = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: over.set())
+    _quieten()
+    with _alone(settings) as lock, Host.open(settings) as host:
+        _take_over(host, lock.read())
+        lock.seek(0)
+        lock.truncate()
+        lock.write(host.driver)
+        lock.flush()
+        thread = threading.Thread(target=lambda: asyncio.run(_serve(host, over)), name="gpujobs-loop", daemon=True)
+        thread.start()
+        while thread.is_alive() and not over.wait(1.0):
+            pass
+        thread.join(LET_GO_S + 2.0)
+        if thread.is_alive():
+            os._exit(1)  # what hangs is resumed by the next host all the same
+    return 0 if over.is_set() else 70
+
+
+async def _serve(host: Host, over: threading.Event) -> None:
+    async with AsyncExitStack() as stack:
+        stack.enter_context(temporary_settings({PREFECT_WORKER_QUERY_SECONDS: POLL_S}))
+        ended = asyncio.ensure_future(_set(over))
+        if not await _reached(ended):
+            return
+        client = (await stack.enter_async_context(AsyncClientContext.get_or_create())).client
+        await _deploy()
+        floor, name = Floor(host, client), worker_name(host.settings)
+        upkeep = Upkeep(host, floor, client)
+        await upkeep.take_over(name)
+        tasks = [asyncio.ensure_future(_work(floor, name)), asyncio.ensure_future(upkeep.run())]
+        await ended
+        for task in tasks:
+            task.cancel()
+        await floor.let_go(LET_GO_S)
+
+
+async def _set(over: threading.Event) -> None:
+    while not over.is_set():  # noqa: ASYNC110 - it is set by a signal, in another thread
+        await asyncio.sleep(0.1)
+
+
+async def _reached(ended: "asyncio.Future[None]") -> bool:
+    """Wait for the Prefect API; False where we are told to end first."""
+    async with get_client() as client:
+        while not ended.done():
+            if await client.api_healthcheck() is None:
+                return True
+            await asyncio.sleep(0.2)
+    return False
+
+
+async def _deploy() -> None:
+    """Make the pool and the deployment, or bring them up to date."""
+    async with get_client() as client:
+        template = Worker.get_default_base_job_template()
+        with suppress(ObjectAlreadyExists):
+            await client.create_work_pool(WorkPoolCreate(name=POOL, type=POOL, base_job_template=template))
+    deployment = await run_recipe.ato_deployment(
+        name=DEPLOYMENT.rpartition("/")[2],
+        work_pool_name=POOL,
+        entrypoint_type=EntrypointType.MODULE_PATH,
+        tags=["gpujobs"],
+    )
+    await deployment.aapply()
+
+
+async def _work(floor: Floor, name: str) -> None:
+    """Take flow runs for ever; a worker that has given up on the server is followed by another."""
+    while True:
+        worker = Worker(floor, work_pool_name=POOL, name=name, prefetch_seconds=0, limit=LIMIT)
+        try:
+            await worker.start(printer=_log.info)
+        except Exception as error:  # noqa: BLE001 - an unreachable server must not end the runs
+            _log.warning("the worker gave up and is started anew: %s", error)
+        await asyncio.sleep(AGAIN_S)
+
+
+def worker_name(settings: Settings) -> str:
+    """Give the name that Prefect shows; the same whenever this home is served on this machine."""
+    home = blake2b(str(settings.home.resolve()).encode(), digest_size=3).hexdigest()
+    return f"{socket.gethostname()}-{home}"
+
+
+@contextmanager
+def _alone(settings: Settings) -> Iterator[Any]:
+    """Be the one host of this home: the lock ends with the process, however it ends; it holds the driver's name."""
+    with open(settings.home / "serve.lock", "a+", encoding="utf-8", opener=private_opener) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Busy(f"{settings.home} is served by another process already; end that one first") from error
+        file.seek(0)
+        yield file
+
+
+def _take_over(host: Host, driver: str) -> None:
+    """Give free what the host before us drove: it held the lock that we hold, so it is dead."""
+    for run in host.ledger.list_runs(states=("submitted", "running")):
+        if driver and run.driver == driver:
+            host.ledger.release_claim(run.id, driver)
+
+
+def _quieten() -> None:
+    """Keep the jobs' output out of the host's own log: the server and the run's folder have it."""
+    for name in ("prefect", "prefect.flow_runs", "prefect.task_runs"):
+        for handler in get_logger(name).handlers + logging.getLogger(name).handlers:
+            if isinstance(handler, PrefectConsoleHandler):
+                handler.addFilter(lambda record: record.levelno >= logging.WARNING)
