@@ -209,7 +209,7 @@ class Door:
         if status < 400:  # noqa: PLR2004
             remedy = f"check {self.provider.setting}_API_URL; redirects are not followed with a token"
             return Refused(self.words(call, f"answered with a redirect (HTTP {status}); {remedy}"))
-        said, retry_after_s = f"HTTP {status} {_message(body)}".rstrip(), self._retry_after_s(headers)
+        said, retry_after_s = f"HTTP {status} {message_of(body)}".rstrip(), self._retry_after_s(headers)
         if status == _TOO_MANY:
             return Unavailable(self.words(call, "asked too often; try again later"), retry_after_s=retry_after_s)
         if status >= 500 or status == _TIMED_OUT:  # noqa: PLR2004
@@ -258,7 +258,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = next((one for one in inner if isinstance(one, BaseException)), None)
 
 
-def _message(body: bytes) -> str:
+def message_of(body: bytes) -> str:
+    """Give the text that an error's JSON carries, "" where it carries none."""
     try:
         reply = json.loads(body)
     except (ValueError, RecursionError):

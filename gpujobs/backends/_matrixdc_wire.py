@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from pydantic import BeforeValidator, Field, SecretStr, TypeAdapter
 
-from gpujobs.backends._http import Call, Door, Provider
+from gpujobs.backends._http import Call, Door, Provider, message_of
 from gpujobs.backends._reading import Count, Moment, Number, Reply, Text
 from gpujobs.settings import Account
 
@@ -223,10 +223,16 @@ class MatrixDCClient:
         params: Mapping[str, str] | None = None,
     ) -> None:
         call = Call(what=what, about=about, method=method, path=path, body=body, params=params)
-        self._door.send(call, lambda _: None)  # the body is "ok"; what counts is the status
+        self._door.send(call, _accept)
 
     def _send(self, call: Call, adapter: TypeAdapter[T]) -> T:
         return self._door.send(call, lambda raw: adapter.validate_python(json.loads(raw)))
+
+
+def _accept(raw: bytes) -> None:
+    """Take any body, documented as "ok", but one that carries an error's message."""
+    if message_of(raw):
+        raise ValueError("an error in the place of ok")
 
 
 def _path(cluster: str, *parts: str) -> str:

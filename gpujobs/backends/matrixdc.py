@@ -90,8 +90,12 @@ class MatrixDC:
         if count != 1:
             raise BadInput(f"MatrixDC makes one machine a request, not {count}")
         region = self._region(offer.region)
-        body = self._request(recipe, offer, region=region, name=name, image=image or DEFAULT_IMAGE)
-        instance = self._client.create_instance(region.cluster_name, body)
+        image = image or DEFAULT_IMAGE
+        body = self._request(recipe, offer, region=region, name=name, image=image)
+        try:
+            instance = self._client.create_instance(region.cluster_name, body)
+        except NotFound as error:
+            raise Refused(f"{error}; is resources.image ({image}) an image of MatrixDC's or of yours?") from error
         self._made.add(instance.name)
         made = self._described(instance, region.cluster_name)
         return replace(
