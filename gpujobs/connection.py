@@ -22,6 +22,7 @@ CIPHERS = (
     "aes192-ctr",
     "aes256-ctr",
 )
+FULL_WAIT_S = 0.02
 # Every failure is raised as an error of ours; paramiko's own tracebacks would only repeat it on the user's terminal.
 logging.getLogger(LOG_CHANNEL).setLevel(logging.CRITICAL)
 
@@ -70,11 +71,22 @@ class Connection:
             raise BadInput("a command for the machine holds a NUL character")
         with self._within(self._timeouts.channel_s, "did not start a command"):
             try:
-                channel = self._transport.open_session(timeout=self._timeouts.channel_s)
+                channel = self._open_channel()
                 channel.exec_command(command)
             except (paramiko.SSHException, EOFError, OSError) as error:
                 raise self.refusal(error) from error
         return channel
+
+    def _open_channel(self) -> paramiko.Channel:
+        """Open a channel; wait a little where all sessions that the server allows (OpenSSH: 10) are in use."""
+        ends_at = time.monotonic() + self._timeouts.channel_s / 2
+        while True:
+            try:
+                return self._transport.open_session(timeout=self._timeouts.channel_s)
+            except paramiko.ChannelException:
+                if time.monotonic() > ends_at:
+                    raise
+            time.sleep(FULL_WAIT_S)
 
     def refusal(self, error: Exception | None = None) -> Unreachable:
         """Say why the connection is of no use now."""
@@ -122,15 +134,31 @@ def open_connection(access: Access, *, host_key: str | None, pkey_path: Path | N
         RemoteFailure: the server speaks only algorithms that are no longer safe.
     """
     where = f"{access.host}:{access.port}"
-    sock = _dial(access.host, access.port, timeouts)
-    transport = PulseTransport(sock, packetizer_class=PulsePacketizer)
-    try:
-        found = _negotiate(transport, where=where, host_key=host_key, timeouts=timeouts)
-        _authenticate(transport, access, where=where, pkey_path=pkey_path)
-    except BaseException:
+    refusals = []
+    for log_in in _logins(access, pkey_path):
+        # Each on a connection of its own: paramiko asks for the login service twice, which strict servers do not bear.
+        transport = PulseTransport(_dial(access.host, access.port, timeouts), packetizer_class=PulsePacketizer)
+        try:
+            found = _negotiate(transport, where=where, host_key=host_key, timeouts=timeouts)
+            refusal = _attempt(log_in, transport, where)
+        except BaseException:
+            transport.close()
+            raise
+        if transport.is_authenticated():
+            return Connection(transport, where=where, host_key=found, timeouts=timeouts)
         transport.close()
-        raise
-    return Connection(transport, where=where, host_key=found, timeouts=timeouts)
+        host_key = found
+        refusals.append(refusal)
+    reasons = "; ".join(refusals) or "no key and no password to offer"
+    raise AuthRefused(f"{where}: user {access.user!r} is refused now ({reasons})")
+
+
+def _logins(access: Access, pkey_path: Path | None) -> Iterator[Callable[[PulseTransport], object]]:
+    if pkey_path is not None:
+        key = load_key(pkey_path)
+        yield lambda transport: transport.auth_publickey(access.user, key)
+    if access.password:
+        yield lambda transport: transport.auth_password(access.user, access.password)
 
 
 def _dial(host: str, port: int, timeouts: Timeouts) -> socket.socket:
@@ -188,18 +216,6 @@ def _pinned(transport: PulseTransport, *, where: str, host_key: str | None) -> s
     return found
 
 
-def _authenticate(transport: PulseTransport, access: Access, *, where: str, pkey_path: Path | None) -> None:
-    refusals = []
-    if pkey_path is not None:
-        key = load_key(pkey_path)
-        refusals.append(_attempt(lambda: transport.auth_publickey(access.user, key), transport, where))
-    if not transport.is_authenticated() and access.password:
-        refusals.append(_attempt(lambda: transport.auth_password(access.user, access.password), transport, where))
-    if not transport.is_authenticated():
-        reasons = "; ".join(refusals) or "no key and no password to offer"
-        raise AuthRefused(f"{where}: user {access.user!r} is refused now ({reasons})")
-
-
 def load_key(path: Path) -> paramiko.PKey:
     """Read a private ed25519 key made by `make_key`."""
     try:
@@ -208,9 +224,9 @@ def load_key(path: Path) -> paramiko.PKey:
         raise BadInput(f"{path} is not an ed25519 private key that can be read ({error})") from error
 
 
-def _attempt(login: Callable[[], object], transport: PulseTransport, where: str) -> str:
+def _attempt(log_in: Callable[[PulseTransport], object], transport: PulseTransport, where: str) -> str:
     try:
-        login()
+        log_in(transport)
     except paramiko.BadAuthenticationType as error:
         return f"it takes only {', '.join(error.allowed_types)}"
     except paramiko.AuthenticationException as error:

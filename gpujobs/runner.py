@@ -114,6 +114,8 @@ class Runner:
             offset = self._follow_once(offset, sink, stop)
             status = self.status()
             if status.phase not in {"ended", "lost"}:
+                stop.event.wait(0.2)  # the reader there went away before the work did
+                stop.raise_if_stopped()
                 continue
             size = status.log_size if status.exit is None else status.exit.log_size
             if offset == size:

@@ -24,7 +24,8 @@ def keeper_command(*, base: str, boot_grace_s: int, max_duration_s: int, linger_
     The text is words and a pipe, with no quote and no `$`, since AutoDL expands its `cmd` once before running it.
 
     Args:
-        base: the folder on the machine that holds the attempts' folders, absolute or starting with `~/`.
+        base: the folder on the machine that holds the attempts' folders, or the folder of the one attempt; absolute or
+            starting with `~/`.
         boot_grace_s: how long the container waits for an attempt to start; a heartbeat starts the wait anew.
         max_duration_s: how long all the attempts on it may take together.
         linger_s: how long it waits after the last attempt's end for somebody to pull; a heartbeat starts the wait anew.

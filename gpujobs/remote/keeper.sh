@@ -1,5 +1,5 @@
-# Holds a rented container alive for the attempts under $base, and lets it end when nobody needs it any more: the dead-man
-# that works with no controller. $base, $boot_grace_s, $linger_s and $hard_limit_s are set in front of this text.
+# Holds a rented container alive for the attempts in $base/*, or for the one in $base itself, and lets it end when nobody
+# needs it any more: the dead-man that works with no controller. $base, $boot_grace_s, $linger_s and $hard_limit_s are set in front of this text.
 #
 # It ends (exit code 0) when $base/end appears; when every attempt that started has ended and is pulled, or nothing has
 # stirred for $linger_s since; when none has started for $boot_grace_s since the last stir; or at $hard_limit_s after boot.
@@ -16,7 +16,8 @@ read_uptime() {
 
 look() { # sets started, ended, pulled (counts) and news (text that changes when something stirs)
   started=0 ended=0 pulled=0 news=
-  for attempt in "$base"/*/; do
+  for attempt in "$base" "$base"/*; do
+    [ -f "$attempt/runner.sh" ] || continue
     [ -f "$attempt/heartbeat" ] && read -r beat <"$attempt/heartbeat" && news="$news $attempt $beat"
     [ -d "$attempt/started" ] && [ ! -f "$attempt/stale" ] || continue
     started=$((started + 1))
@@ -46,7 +47,7 @@ keep() {
   umask 077
   mkdir -p "$base"
   rm -f "$base/end"
-  for attempt in "$base"/*/; do
+  for attempt in "$base" "$base"/*; do
     [ ! -d "$attempt/started" ] || : >"$attempt/stale"
   done
   read_uptime
