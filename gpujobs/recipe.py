@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -319,8 +320,9 @@ class Recipe(_Strict):
     def _env_values(cls, value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value
-        if any(isinstance(item, bool) or item is None for item in value.values()):
-            raise ValueError('values are text; quote them, as "true" or ""')
+        for name, item in value.items():
+            if isinstance(item, bool) or item is None:
+                raise ValueError(f'{name!r} must be text; quote it, as {name}: "{str(item or "").lower()}"')
         return {name: str(item) if isinstance(item, int | float) else item for name, item in value.items()}
 
     @field_validator("envs")
@@ -332,9 +334,13 @@ class Recipe(_Strict):
 
     @field_validator("secrets")
     @classmethod
-    def _secret_names(cls, value: list[str]) -> list[str]:
+    def _secret_names(cls, value: list[str], info: ValidationInfo) -> list[str]:
         for name in value:
+            if not ENV_NAME.fullmatch(name):  # not quoted: it may be the secret itself
+                raise ValueError("give names of environment variables, not their values, as [HF_TOKEN]")
             _check_env_name(name)
+            if name in info.data.get("envs", {}):
+                raise ValueError(f"{name!r} stands in both envs and secrets; leave it in one")
         return value
 
     @field_validator("file_mounts")
@@ -354,12 +360,6 @@ class Recipe(_Strict):
             if not remote:
                 raise ValueError(f"{name!r} names no path on the machine")
         return value
-
-    @model_validator(mode="after")
-    def _secrets_are_not_envs(self) -> Self:
-        if both := sorted(set(self.secrets) & set(self.envs)):
-            raise ValueError(f"{both[0]} stands in both envs and secrets; leave it in one")
-        return self
 
 
 def _check_env_name(name: str) -> None:
