@@ -61,7 +61,7 @@ def tar_stream(root: Path, entries: tuple[Entry, ...]) -> Iterator[bytes]:
                 if len(piece) >= READ_BYTES:
                     yield bytes(piece)
                     piece.clear()
-        piece += bytes(-len(piece) % BLOCK_BYTES)
+            piece += bytes(-entry.size % BLOCK_BYTES)
     yield bytes(piece + bytes(2 * BLOCK_BYTES))
 
 
