@@ -32,6 +32,7 @@ from gpujobs.shell import Shell
 from gpujobs.transfer import pull, push_file, push_folder
 
 _log = logging.getLogger(__name__)
+_NOT_BEGUN = frozenset({"absent", "installed"})
 _HEARTBEAT_S = 60.0
 _FOUND = frozenset({MachineStatus.BOOTING, MachineStatus.RUNNING})
 
@@ -80,7 +81,7 @@ class Attempt:
 
     def push(self) -> None:
         """Send the runner first, which arms the dead-man, then the workdir and the file mounts; once begun, nothing."""
-        if self._line.insist(lambda shell: self._runner(shell).status()).phase not in {"absent", "installed"}:
+        if self._line.insist(lambda shell: self._runner(shell).status()).phase not in _NOT_BEGUN:
             return
         recipe, spec = self.job.recipe, self._spec()
         self._line.insist(lambda shell: self._runner(shell).install(spec))
@@ -146,7 +147,7 @@ class Attempt:
         )
         with self._line.bounded(limit_s, lambda: self._line.stop.stop(over)):
             try:
-                self._line.insist(lambda shell: self._runner(shell).start())
+                self._line.insist(self._start)
                 self._line.insist(self._follow)
             except LetGo:
                 raise
@@ -156,6 +157,11 @@ class Attempt:
                 raise
         self._check_log()
         self._judge()
+
+    def _start(self, shell: Shell) -> None:
+        runner = self._runner(shell)
+        if runner.status().phase in _NOT_BEGUN:
+            runner.start()
 
     def _follow(self, shell: Shell) -> None:
         folder = self.job.folder

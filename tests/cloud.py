@@ -1,6 +1,7 @@
 """What the tests of whole runs share: the fake's control room, a reporter that remembers, recipes in a line."""
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,6 +40,13 @@ class Control:
     def alive(self) -> Sequence[str]:
         """The names of those that are not gone."""
         return [machine["name"] for machine in self.machines() if machine["gone_at"] is None]
+
+    def left(self) -> Sequence[str]:
+        """The names of those that are not gone once the providers had time to shut down what they were told to."""
+        deadline = time.monotonic() + 5
+        while (names := self.alive()) and time.monotonic() < deadline:
+            time.sleep(0.05)  # a deletion is done some moments after the list has forgotten the machine
+        return names
 
 
 @dataclass

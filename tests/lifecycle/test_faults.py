@@ -25,7 +25,7 @@ def test_one_fault_leaves_nothing_rented_and_nothing_run_twice(
 ) -> None:
     control.fault(f"{backend}.{endpoint}", kind, seconds=0.5)
     outcome = run(host, recipe_for(backend, run="echo once", outputs={}))
-    assert control.alive() == []
+    assert control.left() == []
     assert (outcome.state, outcome.error, outcome.machines_alive) == ("succeeded", "", 0)
     assert outcome.log.read_bytes() == b"once\n"
     begun = [c for m in control.machines() for c in m["commands"] if c["command"].endswith(STARTS)]
@@ -38,7 +38,7 @@ def test_a_create_that_acts_late_is_found_and_released(backend: str, host: Host,
     control.fault(f"{backend}.{create}", "late_act", seconds=2.5)  # past the settling window of 2 s
     outcome = run(host, recipe_for(backend, run="sleep 3; echo done"))
     assert outcome.exit_code == 0
-    assert (len(control.machines()), control.alive()) == (2, [])
+    assert (len(control.machines()), control.left()) == (2, [])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -46,4 +46,4 @@ def test_a_release_that_fails_again_and_again_is_made_in_the_end(backend: str, h
     delete = {"autodl": "delete_deployment", "matrixdc": "delete_instance"}[backend]
     control.fault(f"{backend}.{delete}", "error_500", count=8)
     outcome = run(host, recipe_for(backend))
-    assert (outcome.exit_code, outcome.machines_alive, control.alive()) == (0, 0, [])
+    assert (outcome.exit_code, outcome.machines_alive, control.left()) == (0, 0, [])

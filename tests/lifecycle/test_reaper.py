@@ -47,7 +47,7 @@ def test_a_machine_unknown_to_the_ledger_is_released_only_when_told_to(
     assert control.alive() == ["gj-tester-aaaa111111-1"]
     result = reaper.reap(later, yes=True, reporter=Memory())
     assert [machine.name for machine in result.released] == ["gj-tester-aaaa111111-1"]
-    assert control.alive() == []
+    assert control.left() == []
 
 
 def test_a_young_unknown_machine_is_left_alone(
@@ -78,7 +78,7 @@ def test_a_run_at_work_keeps_its_machine(backend: str, host: Host, control: Cont
     run_id = new_run_id()
     open_run(host, recipe_for(backend), run_id=run_id)
     assert execute(host, run_id, stop=StopToken(), reporter=Memory(on_phase=reap_meanwhile)).exit_code == 0
-    assert control.alive() == []
+    assert control.left() == []
 
 
 def test_a_run_whose_driver_died_is_ended_and_its_outputs_come_home(
@@ -96,7 +96,7 @@ def test_a_run_whose_driver_died_is_ended_and_its_outputs_come_home(
     assert len(control.alive()) == 1
     assert reaper.recover(later) == [run_id]
     reaper.reap(later, yes=False, reporter=reporter)
-    assert control.alive() == []
+    assert control.left() == []
     assert later.ledger.get_run(run_id).state == "cancelled"
 
 

@@ -20,7 +20,7 @@ def test_the_next_run_boots_from_the_saved_disk_and_finds_the_files(host: Host, 
     assert_nothing_left(control)
     following = run(host, recipe_for("matrixdc", run="cat /root/tool", resources={"image": "snapshot:env"}))
     assert following.log.read_bytes() == b"installed\n"
-    assert control.alive() == []
+    assert control.left() == []
 
 
 def test_a_failed_run_is_not_saved_unless_asked(host: Host, control: Control) -> None:
@@ -29,7 +29,7 @@ def test_a_failed_run_is_not_saved_unless_asked(host: Host, control: Control) ->
     always = {"snapshot": {"name": "env", "on": "always"}}
     assert run(host, recipe_for("matrixdc", run="exit 1", **always)).exit_code == 1
     assert [record.tag for record in host.ledger.snapshots()] == ["latest"]
-    assert control.alive() == []
+    assert control.left() == []
 
 
 def test_a_snapshot_on_autodl_is_refused_before_anything_is_rented(host: Host, control: Control) -> None:
