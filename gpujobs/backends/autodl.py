@@ -300,9 +300,17 @@ class AutoDL:
             return MachineStatus.STOPPING if stopped else MachineStatus.BOOTING
         if stopped or self._is_done(deployment, 0):
             return MachineStatus.ENDED
-        released = self._client.containers(deployment.uuid, released=True)
-        over = len([one for one in released if self._containers.read(one.status) in OVER])
-        return MachineStatus.ENDED if self._is_done(deployment, over) else MachineStatus.QUEUED
+        return self._status_by_containers(deployment)
+
+    def _status_by_containers(self, deployment: Deployment) -> MachineStatus:
+        """Look at the containers themselves, since the list may count none that live, or none that ended."""
+        uuid = deployment.uuid
+        found = [*self._client.containers(uuid), *self._client.containers(uuid, released=True)]
+        statuses = {one.uuid: self._containers.read(one.status) for one in found}
+        living = [status for status in statuses.values() if status not in OVER]
+        if living:
+            return MachineStatus.RUNNING if MachineStatus.RUNNING in living else living[0]
+        return MachineStatus.ENDED if self._is_done(deployment, len(statuses)) else MachineStatus.QUEUED
 
     def _deployment(self, uuid: str) -> Deployment | None:
         try:
