@@ -104,15 +104,18 @@ signal_marked() {
 signal_work() { # TERM or KILL
   job_pid=
   [ -r job ] && read -r job_pid _ <job
-  if [ "$1" = KILL ] || ! kill -s "$1" -- "-$job_pid" 2>/dev/null; then
-    kill -s "$1" -- "-$job_pid" 2>/dev/null
+  if ! signal_group "$1" "$job_pid" || [ "$1" = KILL ]; then
     signal_marked "$1"
   fi
 }
 
+signal_group() { # SIGNAL PID: in the one spelling that dash, bash and busybox all take
+  [ "${2:-0}" -gt 1 ] && kill "-$1" "-$2" 2>/dev/null
+}
+
 work_remains() {
   [ -r job ] && read -r job_pid _ <job || return 1
-  kill -0 -- "-$job_pid" 2>/dev/null || alive job
+  signal_group 0 "$job_pid" || alive job
 }
 
 end_work() { # SECONDS: wait so long for it to go by itself, then KILL
