@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from gpujobs import backends, reaper
 from gpujobs.cli.opening import ledger_of, load_settings
-from gpujobs.cli.output import Output, price
+from gpujobs.cli.output import Output, amount, price
 from gpujobs.errors import BadInput, GpujobsError, NoCapacity
 from gpujobs.host import Host
 from gpujobs.models import Image
@@ -33,9 +33,9 @@ def offers(args: Namespace, out: Output) -> int:
             offer.backend,
             offer.region,
             f"{offer.gpu} x{offer.gpu_count}",
-            offer.gpu_memory_gb or "?",
-            offer.cpus or "?",
-            offer.memory_gb or "?",
+            amount(offer.gpu_memory_gb),
+            amount(offer.cpus),
+            amount(offer.memory_gb),
             price(offer.price_cny_per_h, estimate=offer.price_is_estimate),
             offer.free,
         )

@@ -53,6 +53,11 @@ def price(cny_per_h: float | None, *, estimate: bool = False) -> str:
     return UNKNOWN if cny_per_h is None else f"{'~' if estimate else ''}{cny_per_h:.2f}"
 
 
+def amount(value: float | None) -> str:
+    """Write a number of cores or GB; "?" where the provider does not tell it."""
+    return "?" if value is None else f"{value:g}"
+
+
 def money(cny: float | None) -> str:
     """Write an amount; unknown is said, never 0."""
     return UNKNOWN if cny is None else f"{cny:.4f} CNY" if 0 < cny < 0.1 else f"{cny:.2f} CNY"  # noqa: PLR2004

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple, NoReturn
 
 from gpujobs.errors import BadInput
@@ -142,7 +143,7 @@ def _build() -> Parser:
         prog="gpujobs",
         description="Rent a GPU, run a recipe on it, bring the results home, switch it off.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=16),
         allow_abbrev=False,
     )
     top.add_argument("--version", action=_Version, nargs=0, help="print the version")

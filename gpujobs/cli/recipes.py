@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from gpujobs.cli.opening import load_settings
-from gpujobs.cli.output import Output, money, price
+from gpujobs.cli.output import Output, amount, money, price
 from gpujobs.errors import BadInput, NoCapacity
 from gpujobs.host import Host
 from gpujobs.plan import Plan, check_local, make_plan
+from gpujobs.progress import time_text
 from gpujobs.recipe import Recipe
 from gpujobs.recipe_file import INIT_TEXT, load_recipe
 from gpujobs.recipe_file import schema as recipe_schema
@@ -71,8 +72,8 @@ def show_plan(recipe: Recipe, found: Plan, out: Output) -> None:
             "->" if not number else "",
             f"{offer.backend}/{offer.region}",
             f"{offer.gpu} x{offer.gpu_count}",
-            offer.cpus or "?",
-            offer.memory_gb or "?",
+            amount(offer.cpus),
+            amount(offer.memory_gb),
             price(offer.price_cny_per_h, estimate=offer.price_is_estimate),
             offer.free,
         )
@@ -85,5 +86,7 @@ def show_plan(recipe: Recipe, found: Plan, out: Output) -> None:
     for line in found.warnings:
         out.text(f"warning: {line}")
     if rows:
-        hours = f"{recipe.max_duration / 3600:g} h"
-        out.text(f"estimated cost: at most {money(found.estimate_cny)}, for max_duration = {hours} (~ is an estimate)")
+        longest = time_text(recipe.max_duration)
+        out.text(
+            f"estimated cost: {money(found.estimate_cny)} if it takes all of max_duration, {longest} (~: an estimate)"
+        )
