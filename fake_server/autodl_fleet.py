@@ -49,7 +49,7 @@ class Fleet:
         self._cache.append(
             CachedDisk(
                 container_uuid=container.uuid,
-                image_uuid=container.image_uuid,
+                image_uuid=container.deployment.template.image_uuid,
                 host=container.host,
                 disk=container.disk,
             )

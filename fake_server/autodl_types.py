@@ -69,11 +69,8 @@ class Container:
 
     id: int
     uuid: str
-    deployment_uuid: str
+    deployment: Deployment
     host: AutodlHost
-    gpu_count: int
-    image_uuid: str
-    version: str
     disk: str
     password: str = field(repr=False)
     created_at: float
@@ -89,6 +86,11 @@ class Container:
     def ended(self) -> bool:
         """Say whether it holds nothing any more."""
         return self.status in ENDED
+
+    @property
+    def gpu_count(self) -> int:
+        """GPUs of the whole container."""
+        return self.deployment.template.gpu_count
 
     @property
     def cpus(self) -> int:

@@ -9,6 +9,21 @@ from tests.fake_server.doubles import QuietContainers
 from tests.fake_server.test_autodl_life import boot, shut
 from tests.fake_server.wires import Wires, job, replica_set
 
+REQUIRED = (
+    "dc_list",
+    "gpu_name_set",
+    "gpu_num",
+    "cuda_v_from",
+    "cuda_v_to",
+    "cpu_num_from",
+    "cpu_num_to",
+    "memory_size_from",
+    "memory_size_to",
+    "price_from",
+    "price_to",
+    "image_uuid",
+    "cmd",
+)
 WRONG = {"code": "RequestParameterIsWrong", "msg": "请求参数错误", "data": None}
 
 
@@ -34,13 +49,7 @@ def without(body: dict[str, Any], *path: str) -> dict[str, Any]:
         ("replica_num",),
         ("parallelism_num",),
         ("container_template",),
-        *(
-            ("container_template", key)
-            for key in (
-                "dc_list gpu_name_set gpu_num cuda_v_from cuda_v_to cpu_num_from cpu_num_to memory_size_from "
-                "memory_size_to price_from price_to image_uuid cmd"
-            ).split()
-        ),
+        *(("container_template", key) for key in REQUIRED),
     ],
 )
 def test_every_required_field_of_a_create_is_required(wires: Wires, path: tuple[str, ...]) -> None:

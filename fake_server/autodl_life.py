@@ -1,0 +1,168 @@
+"""The life of one AutoDL container, from its place on a host to its end. No HTTP here."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from fake_server.autodl_fleet import Fleet
+from fake_server.autodl_types import BOOTING, Container, Event, Status
+from fake_server.catalog import GPUS
+from fake_server.ground import Ground
+from fake_server.spec import ContainerSpec, Endpoint
+from fake_server.truth import MachineTruth
+
+_GRACE_S = 2.0
+
+
+class Lives:
+    """Carries containers through their statuses and keeps the events. Called with the world's lock held."""
+
+    def __init__(self, ground: Ground, fleet: Fleet, *, on_end: Callable[[Container], None]) -> None:
+        self.events: list[Event] = []
+        self._ground = ground
+        self._fleet = fleet
+        self._on_end = on_end
+        self._folder = ground.folder / "autodl"
+
+    def begin(self, container: Container, *, reused: bool) -> None:
+        """Occupy the host and set out for running; a reused container skips the creating."""
+        self._fleet.take(container.host, container.gpu_count)
+        self._ground.truth.made(_truth(container))
+        self._reach(container, "creating")
+        wait_s = 0.0 if reused else self._ground.timings.autodl_creating_s
+        self._ground.timeline.after(wait_s, partial(self._created, container))
+
+    def shut_down(self, container: Container, *, farewell: str, keep_for_reuse: bool) -> None:
+        """Stop a container, a running one after its farewell command. Idempotent."""
+        if container.ended or container.status == "shutting_down":
+            return
+        container.keep_for_reuse = keep_for_reuse
+        self._ground.on_cmd_exit.pop(container.uuid, None)
+        farewell = "" if container.status in BOOTING else farewell
+        self._reach(container, "shutting_down")
+        down_at = self._ground.timeline.now() + self._ground.timings.autodl_shutting_down_s
+        down = partial(self._ended, container, "shutdown")
+        self._ground.halt(
+            container.uuid,
+            farewell=farewell,
+            grace_s=_GRACE_S,
+            then=lambda: self._ground.timeline.at(down_at, down),
+        )
+
+    def forget(self, uuids: set[str]) -> None:
+        """Drop the events of containers that nobody can ask for any more."""
+        self.events = [event for event in self.events if event.container_uuid not in uuids]
+
+    def _created(self, container: Container) -> None:
+        if container.status == "creating":
+            self._reach(container, "created")
+            self._ground.timeline.after(self._ground.timings.autodl_created_s, partial(self._start, container))
+
+    def _start(self, container: Container) -> None:
+        if container.status != "created":
+            return
+        self._reach(container, "starting", "oss_merged")
+        self._ground.timeline.after(self._ground.timings.autodl_starting_s, partial(self._boot, container))
+
+    def _boot(self, container: Container) -> None:
+        if container.status != "oss_merged":
+            return
+        self._ground.on_cmd_exit[container.uuid] = partial(self._cmd_ended, container)
+        self._ground.boot(
+            self._spec(container),
+            image=None,
+            wanted=lambda: container.status == "oss_merged",
+            ready=partial(self._running, container),
+            failed=partial(self._failed, container),
+        )
+
+    def _spec(self, container: Container) -> ContainerSpec:
+        gpu, host = GPUS[container.host.gpu_name], container.host
+        return ContainerSpec(
+            name=container.uuid,
+            hostname=f"autodl-container-{container.uuid[-8:]}",
+            disk=self._disk(container),
+            volumes={
+                "/root/autodl-tmp": self._data_disk(container),
+                "/root/autodl-fs": self._folder / "fs" / host.data_center,
+            },
+            gpu_name=gpu.smi_name,
+            gpu_count=container.gpu_count,
+            gpu_memory_mb=gpu.memory_mb,
+            cpus=container.cpus,
+            memory_gb=container.memory_gb,
+            env={
+                "AutoDLContainerUUID": container.uuid,
+                "AutoDLDeploymentUUID": container.deployment.uuid,
+                "AutoDLDataCenter": host.data_center,
+            },
+            conda="/root/miniconda3",
+            password=container.password,
+            cmd=expanded_once(container.deployment.template.cmd),
+        )
+
+    def _running(self, container: Container, endpoint: Endpoint) -> None:
+        now = self._ground.timeline.now()
+        container.endpoint = endpoint
+        container.started_at = now
+        self._ground.truth.powered_on(container.uuid, now)
+        self._reach(container, "running")
+        if container.cmd_ended:
+            self._cmd_ended(container)
+
+    def _failed(self, container: Container) -> None:
+        if container.status == "oss_merged":
+            self._ended(container, "failed")
+
+    def _cmd_ended(self, container: Container) -> None:
+        container.cmd_ended = True
+        if container.status == "running":
+            self.shut_down(container, farewell="", keep_for_reuse=container.deployment.reuse_container)
+
+    def _ended(self, container: Container, status: Status) -> None:
+        now = self._ground.timeline.now()
+        self._reach(container, status)
+        container.stopped_at = now
+        self._ground.truth.gone(container.uuid, now)
+        self._fleet.free(container.host, container.gpu_count)
+        if status == "shutdown" and container.keep_for_reuse and container.started_at is not None:
+            container.status = "in_cache"
+            self._fleet.keep(container)
+        else:
+            self._ground.drop_folders(container.uuid, self._disk(container), self._data_disk(container))
+        self._on_end(container)
+
+    def _reach(self, container: Container, *statuses: Status) -> None:
+        """Enter one status, or several at the very same moment."""
+        now = self._ground.timeline.now()
+        container.status = statuses[-1]
+        container.updated_at = now
+        self.events.extend(Event(container_uuid=container.uuid, status=status, at=now) for status in statuses)
+
+    def _disk(self, container: Container) -> Path:
+        return self._folder / "disks" / container.disk
+
+    def _data_disk(self, container: Container) -> Path:
+        return self._folder / "tmp" / container.disk
+
+
+def expanded_once(cmd: str) -> str:
+    """Return what the host runs for a deployment's cmd.
+
+    Seen live: the text is put, unquoted, between the double quotes of an outer shell command, so `$` is expanded by
+    that outer shell and the text's own double quotes end the outer ones; plain words and pipes pass unchanged.
+    """
+    return f'exec bash -c "{cmd}"'
+
+
+def _truth(container: Container) -> MachineTruth:
+    return MachineTruth(
+        provider="autodl",
+        id=container.uuid,
+        name=container.deployment.name,
+        gpu=container.host.gpu_name,
+        gpu_count=container.gpu_count,
+        region=container.host.data_center,
+        price_cny_per_h=container.price_milli_cny_per_h / 1000,
+        made_at=container.created_at,
+    )
