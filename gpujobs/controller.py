@@ -19,6 +19,7 @@ from pathlib import Path
 
 from gpujobs import backends, process
 from gpujobs.errors import BadInput, GpujobsError
+from gpujobs.prefect_database import lay_out
 from gpujobs.prefect_login import login
 from gpujobs.settings import Settings, private_folder, private_opener
 
@@ -137,6 +138,7 @@ def _start(settings: Settings, found: Controller | None) -> Controller:
 
 def _start_server(settings: Settings) -> tuple[str, tuple[int, str]]:
     """Start Prefect's server as its own `prefect server start --background` does, without the command's imports."""
+    lay_out(private_folder(settings.home / "prefect") / "prefect.db")
     port = _free_port()
     origin = f"http://127.0.0.1:{port}"
     environment = {

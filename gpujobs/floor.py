@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefect import states
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import Abort
 from prefect.flow_engine import run_flow
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.logging.loggers import flow_run_logger
-from prefect.states import Crashed
 
 from gpujobs import lifecycle
 from gpujobs.clock import StopToken
@@ -54,7 +54,7 @@ class Floor:
     def seat(self, flow_run: FlowRun) -> Sitting:
         """Begin to run `flow_run` as its flow says, unless it runs already; returns at once."""
         stop = StopToken()
-        return self._begin(run_id_of(str(flow_run.id)), str(flow_run.id), stop, self._run(flow_run))
+        return self._begin(run_id_of(str(flow_run.id)), str(flow_run.id), stop, self._run(flow_run, stop))
 
     def finish(self, run_id: str, flow_run: FlowRun | None, *, cancelled: bool) -> Sitting:
         """Go on with a run whose flow run Prefect no longer lets run; its end becomes the flow run's state."""
@@ -89,18 +89,24 @@ class Floor:
         task.add_done_callback(lambda _: self._sitting.pop(run_id))
         return self._sitting[run_id]
 
-    async def _run(self, flow_run: FlowRun) -> None:
+    async def _run(self, flow_run: FlowRun, stop: StopToken) -> None:
         logger = flow_run_logger(flow_run)
         try:
             flow = await self._load(flow_run)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a deployment, the host goes on
             logger.error("the flow cannot be loaded: %s", error)  # noqa: TRY400 - its user needs no traceback
-            await self._client.set_flow_run_state(flow_run.id, Crashed(message=f"not loaded: {error}"), force=True)
+            await self._client.set_flow_run_state(
+                flow_run.id, states.Crashed(message=f"not loaded: {error}"), force=True
+            )
             return
         try:
             await _call(flow, flow_run)
         except Abort as error:  # the server said no, or we let go: the state is what it should be
             logger.info("left in its state: %s", error)
+            if isinstance(stop.error, Cancelled):  # a flow that knows no cancelling came to its end
+                await self._client.set_flow_run_state(
+                    flow_run.id, states.Cancelled(message=str(stop.error)), force=True
+                )
         except Exception:
             logger.exception("Prefect's engine gave up on the flow run")
 

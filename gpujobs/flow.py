@@ -49,14 +49,14 @@ def _flow_run_name() -> str:
 async def run_recipe(recipe: Recipe) -> State[Any]:
     """Rent a GPU machine, run the recipe on it, bring the results home, switch it off."""
     flow_run_id = str(flow_run.id)
-    async with _seated() as seat:
+    async with seated() as seat:
         log = RunLog(get_run_logger(), where=str(seat.host.settings.runs / run_id_of(flow_run_id) / "output.log"))
         driver = Driver(seat, run_id_of(flow_run_id), log)
         return await driver.run(recipe, flow_run_id)
 
 
 @asynccontextmanager
-async def _seated() -> AsyncIterator[Seat]:
+async def seated() -> AsyncIterator[Seat]:
     """Give the seat that this process offers, or open a host for this one run."""
     if seat := SEAT.get():
         yield seat
