@@ -58,7 +58,8 @@ def release(host: Host, backend: Backend, machine: Machine, *, within_s: float) 
         MachineLost: it is still listed after `within_s`, or the provider could not be asked. The ledger
             still holds it, so that the reaper goes on.
     """
-    host.ledger.update_machine(machine.name, released_at=host.clock.now())
+    if host.ledger.machine(machine.name) is not None:  # the reaper also releases what this ledger never knew
+        host.ledger.update_machine(machine.name, released_at=host.clock.now())
     deadline = host.clock.monotonic() + within_s
     trouble = "it is still listed"
     for wait_s in backoff(0.3, 5.0, dice=host.dice):
@@ -123,10 +124,9 @@ def wait_off(
 
 def mark_gone(host: Host, name: str) -> None:
     """Write down that the provider lists a machine no longer, and what it cost until now."""
-    now = host.clock.now()
-    host.ledger.mark_gone(name, at=now)
-    record = host.ledger.machine(name)
+    record, now = host.ledger.machine(name), host.clock.now()
     if record is not None:
+        host.ledger.mark_gone(name, at=now)
         bill(host, record, until_at=now)
 
 

@@ -1,6 +1,7 @@
 """The reaper: it releases what no living run owns, asks for what it does not know, and touches nobody else's."""
 
 import random
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,16 +33,19 @@ def later(cloud_settings: Settings) -> Host:
     return Host.open(cloud_settings, clock=Later(), dice=random.Random(2), timing=QUICK)
 
 
-def rent_by_hand(settings: Settings, backend: str, name: str) -> None:
+def rent_by_hand(control: Control, settings: Settings, backend: str, name: str) -> None:
     door = load(backend, settings, clock=SystemClock())
     recipe = recipe_for(backend)
     door.create(recipe, door.offers(recipe)[0], name=name, image="")
+    deadline = time.monotonic() + 5
+    while not control.alive() and time.monotonic() < deadline:
+        time.sleep(0.02)  # AutoDL finds a host some moments after it accepted the deployment
 
 
 def test_a_machine_unknown_to_the_ledger_is_released_only_when_told_to(
     backend: str, later: Host, control: Control, cloud_settings: Settings
 ) -> None:
-    rent_by_hand(cloud_settings, backend, "gj-tester-aaaa111111-1")
+    rent_by_hand(control, cloud_settings, backend, "gj-tester-aaaa111111-1")
     assert [found.action for found in reaper.survey(later)] == ["ask"]
     assert reaper.reap(later, yes=False, reporter=Memory()).released == []
     assert control.alive() == ["gj-tester-aaaa111111-1"]
@@ -53,7 +57,7 @@ def test_a_machine_unknown_to_the_ledger_is_released_only_when_told_to(
 def test_a_young_unknown_machine_is_left_alone(
     backend: str, host: Host, control: Control, cloud_settings: Settings
 ) -> None:
-    rent_by_hand(cloud_settings, backend, "gj-tester-aaaa111111-1")
+    rent_by_hand(control, cloud_settings, backend, "gj-tester-aaaa111111-1")
     assert reaper.reap(host, yes=True, reporter=Memory()).released == []
     assert len(control.alive()) == 1
 
@@ -62,7 +66,7 @@ def test_a_young_unknown_machine_is_left_alone(
 def test_machines_that_are_not_ours_are_never_touched(
     backend: str, name: str, later: Host, control: Control, cloud_settings: Settings
 ) -> None:
-    rent_by_hand(cloud_settings, backend, name)
+    rent_by_hand(control, cloud_settings, backend, name)
     assert reaper.survey(later) == []
     reaper.reap(later, yes=True, reporter=Memory())
     assert control.alive() == [name]
