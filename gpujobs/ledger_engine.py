@@ -15,6 +15,8 @@ from gpujobs.errors import BadInput
 from gpujobs.ledger_rows import REVISION
 from gpujobs.settings import private_folder
 
+_SQLITE = "sqlite:///"
+_KNOWN = "sqlite:////folder/ledger.db or postgresql://user@host/name"
 _BUSY_TIMEOUT_MS = 30_000
 _MIGRATION_LOCK = 0x676A6C64  # "gjld": PostgreSQL's advisory locks are named by number
 
@@ -41,16 +43,15 @@ def place(engine: Engine) -> str:
 
 
 def _parsed(url: str) -> URL:
+    if url.startswith(_SQLITE):  # a path is taken as it stands: a ? or a % in it is a part of a name
+        return URL.create("sqlite+pysqlite", database=url.removeprefix(_SQLITE))
     try:
         parsed = make_url(url)
     except (SQLAlchemyError, ValueError) as error:
-        raise BadInput(
-            "GPUJOBS_DATABASE_URL is not a URL; write sqlite:////path/ledger.db or postgresql://…"
-        ) from error
-    backend = "postgresql" if parsed.drivername == "postgres" else parsed.get_backend_name()
-    if backend not in {"sqlite", "postgresql"}:
-        raise BadInput(f"GPUJOBS_DATABASE_URL: {parsed.drivername} is not known; use sqlite:// or postgresql://")
-    return parsed.set(drivername="sqlite+pysqlite" if backend == "sqlite" else "postgresql+psycopg")
+        raise BadInput(f"GPUJOBS_DATABASE_URL is not a URL; write {_KNOWN}") from error
+    if parsed.drivername not in {"postgresql", "postgres", "postgresql+psycopg"}:
+        raise BadInput(f"GPUJOBS_DATABASE_URL: {parsed.drivername} is not known; write {_KNOWN}")
+    return parsed.set(drivername="postgresql+psycopg")
 
 
 def _sqlite(url: URL) -> Engine:

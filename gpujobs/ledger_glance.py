@@ -24,7 +24,7 @@ def list_runs(
 ) -> Sequence[Run]:
     """Give what `open_ledger(url).list_runs` gives, newest first; an absent or old ledger is made or migrated by it."""
     path = url.removeprefix(_SQLITE)
-    if url.startswith(_SQLITE) and "?" not in path and Path(path).is_file():
+    if url.startswith(_SQLITE) and Path(path).is_file():
         try:
             with closing(sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S)) as connection:
                 if connection.execute("SELECT version_num FROM alembic_version").fetchall() == [(REVISION,)]:

@@ -106,6 +106,14 @@ def test_the_file_and_its_side_files_are_private_from_the_start(url: str, tmp_pa
     assert stat.S_IMODE((tmp_path / "home").stat().st_mode) == 0o700
 
 
+def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/why? 50%20 &c=#1 中/ledger.db"
+    with open_ledger(url) as ledger:
+        ledger.add_run(a_run())
+    assert ledger_glance.list_runs(url) == [a_run()]
+    assert [file.name for file in tmp_path.iterdir()] == ["why? 50%20 &c=#1 中"]
+
+
 def test_a_readable_file_from_before_is_closed_to_others(url: str, tmp_path: Path) -> None:
     open_ledger(url).close()
     (tmp_path / "home/ledger.db").chmod(0o644)
@@ -127,7 +135,8 @@ def test_every_connection_is_durable_and_checks_its_keys(ledger: Ledger) -> None
     [
         ("nonsense", "is not a URL"),
         ("mysql://root:hunter2@db/x", "mysql is not known"),
-        ("sqlite://", "in memory"),
+        ("sqlite://", "sqlite is not known; write sqlite:////folder"),
+        ("sqlite:///", "in memory"),
         ("sqlite:///:memory:", "in memory"),
         ("sqlite:////proc/nowhere/ledger.db", "cannot be made"),
         ("postgresql://ada:hunter2@db/ledger", "gpujobs[postgres]"),
