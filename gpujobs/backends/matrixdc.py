@@ -12,8 +12,9 @@ from datetime import datetime
 from typing import Any
 
 from gpujobs.backends._http import Door, Patience
-from gpujobs.backends._matrixdc_wire import Instance, InstanceList, MatrixDCClient, Region, Sku, provider
-from gpujobs.backends._reading import Recent, StatusTable, gpu_key, link, ssh_address, unknown
+from gpujobs.backends._matrixdc_market import Market
+from gpujobs.backends._matrixdc_wire import Instance, InstanceList, MatrixDCClient, Region, provider
+from gpujobs.backends._reading import Recent, StatusTable, link, ssh_address
 from gpujobs.clock import Clock
 from gpujobs.errors import BadInput, NotFound, Refused, Unavailable
 from gpujobs.models import Access, Event, Image, ImageRef, Machine, MachineStatus, Offer
@@ -32,7 +33,6 @@ _STATUS = {
 }
 _STARTED = (MachineStatus.BOOTING, MachineStatus.RUNNING)
 _STOPPED = (MachineStatus.STOPPING, MachineStatus.OFF)
-_REGIONS_KEPT_S = 600.0
 _SETTLING_S = 30.0  # for so long a list may lack what we made
 _ENDING_S = 86400.0
 _log = logging.getLogger("gpujobs.backends.matrixdc")
@@ -59,12 +59,11 @@ class MatrixDC:
     def __init__(self, client: MatrixDCClient, *, account: Account, clock: Clock) -> None:
         """Work through `client`; `account` says how prices are read."""
         self._client = client
-        self._account = account
+        self._namespace = account.namespace
+        self._market = Market(client, account=account, clock=clock)
         self._clock = clock
         self._table = StatusTable(self.name, _STATUS)
         self._lock = threading.Lock()
-        self._regions: tuple[float, Sequence[Region]] | None = None
-        self._prices: dict[str, float] = {}  # by size, as the last offers had them
         self._seen: dict[str, tuple[str, datetime]] = {}  # by machine: its status and since when
         self._made = Recent(clock, kept_s=_SETTLING_S)
         self._ending = Recent(clock, kept_s=_ENDING_S)
@@ -77,19 +76,13 @@ class MatrixDC:
 
     def offers(self, recipe: Recipe) -> Sequence[Offer]:
         """Give the sizes that fit and are free, cheapest first; prices are estimates, their unit is undocumented."""
-        places = self._places(recipe.resources.regions_for(self.name))
-        selling = str(recipe.matrixdc.cost_type)
-        sizes = [(word, sku) for word, region in places.items() for sku in self._client.skus(region.id)]
-        fitting = self._fitting(recipe, [(word, sku) for word, sku in sizes if sku.selling_type == selling])
-        offers = [self._offer(word, sku) for word, sku in fitting if sku.remain_gpu_count >= sku.gpu_counts]
-        affordable = [offer for offer in offers if _within(offer.price_cny_per_h, recipe.resources.max_price)]
-        return sorted(affordable, key=lambda one: (one.price_cny_per_h is None, one.price_cny_per_h or 0.0))
+        return self._market.offers(recipe)
 
     def create(self, recipe: Recipe, offer: Offer, *, name: str, image: str, count: int = 1) -> Machine:
         """Make one instance."""
         if count != 1:
             raise BadInput(f"MatrixDC makes one machine a request, not {count}")
-        region = self._region(offer.region)
+        region = self._market.region(offer.region)
         image = image or DEFAULT_IMAGE
         body = self._request(recipe, offer, region=region, name=name, image=image)
         try:
@@ -111,7 +104,7 @@ class MatrixDC:
         Raises Unavailable where MatrixDC gives only a part of its list: a part must not pass for the whole.
         """
         found: list[Machine] = []
-        for cluster in self._clusters():
+        for cluster in self._market.clusters():
             listed = self._list(cluster)
             if not listed.complete:
                 raise Unavailable(
@@ -152,17 +145,24 @@ class MatrixDC:
         return replace(anew, price_cny_per_h=price)
 
     def power_off(self, machine: Machine, *, snapshot: ImageRef | None = None) -> str:
-        """Stop the instance, saving its disk where asked; idempotent. Gives the saved image's reference, or ""."""
+        """Stop the instance, saving its disk where asked; idempotent. Gives the saved image's reference, or "".
+
+        One that is gone already is success, but for the disk that was to be saved: that is NotFound.
+        """
         image = snapshot or ImageRef(name="", tag="")
-        self._act(
-            lambda: self._client.power_off(machine.region, machine.id, image_name=image.name, tag=image.tag),
-            machine,
-            done=_STOPPED,
-        )
+        try:
+            self._act(
+                lambda: self._client.power_off(machine.region, machine.id, image_name=image.name, tag=image.tag),
+                machine,
+                done=_STOPPED,
+            )
+        except NotFound:
+            if snapshot is not None:
+                raise
         if snapshot is None:
             return ""
-        harbor = self._region(machine.region).harbor_addr
-        return f"{harbor}/{self._account.namespace}/{snapshot.name}:{snapshot.tag}"
+        harbor = self._market.region(machine.region).harbor_addr
+        return f"{harbor}/{self._namespace}/{snapshot.name}:{snapshot.tag}"
 
     def power_on(self, machine: Machine) -> None:
         """Start the instance again, with a new password and port; idempotent."""
@@ -217,86 +217,11 @@ class MatrixDC:
                 {"PathInContainer": volume.path, "Size": volume.size, "Type": "shared-filesystem"}
                 for volume in recipe.resources.volumes or [DEFAULT_VOLUME]
             ],
-            "namespace": self._account.namespace,
+            "namespace": self._namespace,
             "displayName": name,
             "image": image,
             "Region": region.region,
         }
-
-    def _all_regions(self) -> Sequence[Region]:
-        with self._lock:
-            kept = self._regions
-        if kept is not None and self._clock.monotonic() - kept[0] < _REGIONS_KEPT_S:
-            return kept[1]
-        regions = self._client.regions()
-        with self._lock:
-            self._regions = (self._clock.monotonic(), regions)
-        return regions
-
-    def _clusters(self) -> Sequence[str]:
-        return list(dict.fromkeys(region.cluster_name for region in self._all_regions()))
-
-    def _region(self, word: str) -> Region:
-        """Give the region with this name, cluster or id; raises BadInput with the nearest ones."""
-        regions = self._all_regions()
-        for region in regions:
-            if word.casefold() in (region.region.casefold(), region.cluster_name.casefold(), region.id.casefold()):
-                return region
-        known = [name for region in regions for name in (region.region, region.cluster_name)]
-        raise unknown("region", word, known, provider="MatrixDC", where="resources.infra")
-
-    def _places(self, wanted: Sequence[str] | None) -> Mapping[str, Region]:
-        """Give the regions to ask, each by the word that the recipe has for it."""
-        if wanted is None:
-            return {}
-        if not wanted:
-            return {region.cluster_name: region for region in self._all_regions()}
-        return {word: self._region(word) for word in wanted}
-
-    def _fitting(self, recipe: Recipe, sizes: Sequence[tuple[str, Sku]]) -> Sequence[tuple[str, Sku]]:
-        """Keep the sizes that the recipe fits into; raises BadInput where none ever could."""
-        want = recipe.resources
-        keys = {(gpu_key(name), count) for name, count in want.wanted}
-        named = [(word, sku) for word, sku in sizes if gpu_key(sku.name) in {key for key, _ in keys}]
-        if sizes and not named:
-            known = {sku.name for _, sku in sizes}
-            raise unknown("GPU", want.wanted[0][0], known, provider="MatrixDC", where="resources.accelerators")
-        counted = [(word, sku) for word, sku in named if (gpu_key(sku.name), sku.gpu_counts) in keys]
-        if named and not counted:
-            counts = ", ".join(sorted({f"{sku.name}:{sku.gpu_counts}" for _, sku in named}))
-            raise BadInput(f"MatrixDC rents {counts}; mend the count in resources.accelerators")
-        fitting = [
-            (word, sku) for word, sku in counted if sku.cpucores >= want.cpus and sku.memory_count >= want.memory
-        ]
-        if counted and not fitting:
-            best = max((sku for _, sku in counted), key=lambda sku: (sku.memory_count, sku.cpucores))
-            raise BadInput(
-                f"MatrixDC's {best.name} x{best.gpu_counts} has {best.cpucores} CPUs and {best.memory_count:g} GB; "
-                "lower resources.cpus or resources.memory"
-            )
-        return fitting
-
-    def _offer(self, word: str, sku: Sku) -> Offer:
-        price = self._price(sku.price)
-        if price is not None:
-            self._prices[sku.skus_id] = price
-        return Offer(
-            backend=self.name,
-            region=word,
-            gpu=sku.name,
-            gpu_count=sku.gpu_counts,
-            gpu_memory_gb=sku.gpu_memory or None,
-            cpus=sku.cpucores,
-            memory_gb=sku.memory_count,
-            price_cny_per_h=price,
-            price_is_estimate=True,
-            free=sku.remain_gpu_count // max(sku.gpu_counts, 1),
-            sku=sku.skus_id,
-        )
-
-    def _price(self, price: float | None) -> float | None:
-        """Read a size's price: the one place that knows what its unit is taken to be."""
-        return None if price is None else price * self._account.price_scale
 
     def _list(self, cluster: str) -> InstanceList:
         listed = self._client.instances(cluster)
@@ -351,10 +276,6 @@ class MatrixDC:
             status=self._table.read(instance.status),
             raw_status=instance.status,
             host=instance.pods[0].node if instance.pods else "",
-            price_cny_per_h=self._prices.get(instance.annotation("cost-gpu-sku-id")),
+            price_cny_per_h=self._market.price_of(instance.annotation("cost-gpu-sku-id")),
             created_at=instance.created_at,
         )
-
-
-def _within(price: float | None, most: float | None) -> bool:
-    return most is None or (price is not None and price <= most)

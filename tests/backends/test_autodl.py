@@ -10,7 +10,8 @@ import pytest
 
 from fake_server.autodl_types import Container as FakeContainer
 from fake_server.server import FakeServer
-from gpujobs.backends.autodl import BASE_IMAGES, AutoDL, open_backend
+from gpujobs.backends._autodl_request import BASE_IMAGES
+from gpujobs.backends.autodl import AutoDL, open_backend
 from gpujobs.errors import BadInput, NotFound, Refused, Unavailable
 from gpujobs.models import Event, ImageRef, Machine, MachineStatus, Offer
 from gpujobs.settings import Account

@@ -156,9 +156,10 @@ def test_release_of_a_released_machine_succeeds(backend: Backend, bench: Bench, 
     assert alive(server) == []
 
 
-def test_release_of_a_machine_that_never_was_succeeds(backend: Backend, bench: Bench) -> None:
+def test_release_and_power_off_of_a_machine_that_never_was_succeed(backend: Backend, bench: Bench) -> None:
     offer = offer_of(backend, bench)
     never = Machine(backend=backend.name, id="never-was", name=NAME, region=offer.region, status=MachineStatus.UNKNOWN)
+    assert backend.power_off(never) == ""
     backend.release(never)
     assert where(backend, never) is MachineStatus.GONE
 
