@@ -83,7 +83,7 @@ def _pull(parser: argparse.ArgumentParser) -> None:
 
 def _ssh(parser: argparse.ArgumentParser) -> None:
     _run(parser)
-    parser.add_argument("words", metavar="COMMAND", nargs="*", help="run this there, after --")
+    parser.usage = "gpujobs ssh [RUN] [--print] [--json] [--fake] [-- COMMAND ...]"
     parser.add_argument("--print", dest="show", action="store_true", help="only show the ssh command")
 
 
@@ -134,7 +134,8 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     known = {command.name: command for command in COMMANDS}
     if argv and not argv[0].startswith("-") and argv[0] not in known:
         raise BadInput(f"there is no command {argv[0]}{_nearest(argv[0], list(known))}; see: gpujobs --help")
-    args = _build().parse_args(argv)
+    cut = list(argv).index("--") if "--" in argv and argv[0] == "ssh" else len(argv)
+    args = _build().parse_args(argv[:cut], argparse.Namespace(words=list(argv[cut + 1 :])))
     return known[args.command], args
 
 

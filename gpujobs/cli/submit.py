@@ -1,6 +1,7 @@
 """submit: plan, ask, then run the recipe here or through the controller, and follow it to its end."""
 
 import sys
+import time
 from argparse import Namespace
 from functools import partial
 from signal import Signals
@@ -24,6 +25,8 @@ from gpujobs.recipe import Recipe
 from gpujobs.recipe_file import load_recipe
 
 _START_S = 90.0
+_BEGIN_S = 20.0  # a worker that is up takes a run within two
+_LOOK_EVERY_S = 0.15
 NOT_RENTED = "cancelled; nothing was rented"
 
 
@@ -98,9 +101,10 @@ class _Controlled:
             interrupts, lambda: prefect_api.submit(settings, api, recipe), react=self._came.append
         )
         reporter.say(f"run {run_id} ({recipe.name}) is with the controller at {api}")
-        if detach:
-            return self._detached(run_id, flow_run_id)
         waiting = FlowRunWatch(api, flow_run_id, reporter)
+        if detach:
+            self._await_begin(run_id, waiting, interrupts)
+            return self._detached(run_id, flow_run_id)
         follower = Follower(
             self._host.ledger,
             run_id,
@@ -133,6 +137,17 @@ class _Controlled:
     def _before_renting(self, signal: Signals) -> None:
         self._came.append(signal)
         self._reporter.say("nothing is rented yet; ending once the controller has answered")
+
+    def _await_begin(self, run_id: str, waiting: FlowRunWatch, interrupts: Interrupts) -> None:
+        """Wait until the ledger knows the run, so that whatever is asked of it next finds it; not for ever."""
+        began_s = time.monotonic()
+        while time.monotonic() - began_s < _BEGIN_S and interrupts.wait(_LOOK_EVERY_S) is None:
+            try:
+                self._host.ledger.get_run(run_id)
+            except BadInput:
+                waiting.look()
+            else:
+                return
 
     def _detached(self, run_id: str, flow_run_id: str) -> int:
         self._out.value({"run_id": run_id, "flow_run_id": flow_run_id})
