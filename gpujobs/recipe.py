@@ -309,11 +309,11 @@ class Recipe(_Strict):
     budget: float | None = Field(
         default=None, gt=0, description="CNY for the whole run, retries included", examples=[30]
     )
-    retry: Retry = Retry()
-    on_failure: OnFailure = OnFailure()
-    schedule: Schedule | None = None
-    autodl: AutoDLSection = AutoDLSection()
-    matrixdc: MatrixDCSection = MatrixDCSection()
+    retry: Retry = Field(default=Retry(), examples=["{attempts: 3, wait: 2h}"])
+    on_failure: OnFailure = Field(default=OnFailure(), examples=["{keep: 30m}"])
+    schedule: Schedule | None = Field(default=None, examples=['{cron: "0 2 * * *"}'])
+    autodl: AutoDLSection = Field(default=AutoDLSection(), examples=["{deployment_type: Job}"])
+    matrixdc: MatrixDCSection = Field(default=MatrixDCSection(), examples=["{cost_type: 1}"])
 
     @field_validator("envs", mode="before")
     @classmethod

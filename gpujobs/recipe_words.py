@@ -61,11 +61,12 @@ _MEANT = {
     "<<": "merge keys are not read; write the keys out",
 }
 
-_SHAPES = {  # what a pattern asks for
-    "name": "small letters, digits, - _ . (at most 40), a letter or digit first",
-    "tag": "letters, digits, - _ ., a letter or digit first",
-    "path": "an absolute path",
-    "cost_time": "a number with D, W or M",
+_SHAPES = {  # what the pattern of a last key asks for, where its parent is
+    ("", "name"): "1 to 40 small letters, digits, - _ ., a letter or digit first",
+    ("snapshot", "name"): "1 to 63 small letters, digits, - _ ., a letter or digit first",
+    ("snapshot", "tag"): "1 to 63 letters, digits, - _ ., a letter or digit first",
+    ("volumes", "path"): "an absolute path",
+    ("matrixdc", "cost_time"): "a number with D, W or M",
 }
 
 _EXPECTED = {
@@ -121,17 +122,18 @@ def wrong_value(path: KeyPath, error: ErrorDetails) -> str:
     if wanted := _wanted(path, error):
         given = "what it is" if path[:1] == ("secrets",) else _described(error["input"])  # it may be a secret itself
         return f"{name} must be {wanted}, not {given}; write {_key(path)}: {_example(path)}"
-    words = "is empty" if kind in {"too_short", "string_too_short"} else error["msg"]
-    return f"{name}: {words}; write {_key(path)}: {_example(path)}"
+    words = " is empty" if kind in {"too_short", "string_too_short"} else f": {error['msg']}"
+    return f"{name}{words}; write {_key(path)}: {_example(path)}"
 
 
 def _wanted(path: KeyPath, error: ErrorDetails) -> str:
     kind, context = error["type"], error.get("ctx", {})
     if kind in _BOUNDS:
         word, limit = _BOUNDS[kind]
-        return f"{word} {context[limit]}"
+        return f"{word} {context[limit]:g}"
     if kind == "string_pattern_mismatch":
-        return _SHAPES.get(str(path[-1]), "of another form")
+        names = ["", *(part for part in path if isinstance(part, str))]
+        return _SHAPES[names[-2], names[-1]]
     return str(context.get("expected", "")) if kind == "literal_error" else _EXPECTED.get(kind, "")
 
 
