@@ -238,7 +238,10 @@ class _Lines:
         *lines, self._rest = (self._rest + data).split(b"\n")
         self.all += lines
         if len(self.all) > self._limits.max_files + 1 or len(self._rest) > MAX_LINE_BYTES:
-            raise TransferFailed(f"the machine lists more than {self._limits.max_files} files, or endless names")
+            raise TransferFailed(
+                f"the machine lists more than {self._limits.max_files} files, or endless names; "
+                "raise the limit or ask for less"
+            )
 
 
 def _pieces(local: Path) -> Iterator[bytes]:

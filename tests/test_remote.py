@@ -157,7 +157,6 @@ VALUES = {
     "QUOTES": 'it\'s "so"',
     "LINES": "a\nb\n",
     "DOLLAR": "$HOME `id` \\",
-    "IFS": ",",
     "EMPTY": "",
     "shell": "ü",
     "part": "x",

@@ -1,0 +1,501 @@
+"""What goes up is what was meant, what comes down is what the machine has; nothing lands half or where it must not."""
+
+import hashlib
+import io
+import os
+import socket
+import stat
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpujobs.clock import StopToken
+from gpujobs.errors import BadInput, Cancelled, RemoteFailure, TransferFailed, Unreachable, UnsafeArchive
+from gpujobs.models import Access
+from gpujobs.pack import survey, tar_stream
+from gpujobs.shell import Shell, connect, quote_path
+from gpujobs.transfer import Limits, pull, push_file, push_folder
+from gpujobs.unpack import Unpacker
+from tests.sshd.machines import QUICK, Server, skip_without_sshd
+from tests.sshd.openssh import OpenSsh
+from tests.sshd.proxy import Proxy
+
+pytest_plugins = ("tests.sshd.fixtures",)
+
+NAMES = ["plain", "with space", "it's", "-rf", "$HOME", "ü", "*", "x" * 200, "deep/" * 20 + "end", "empty"]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    root = tmp_path / "up"
+    for number, name in enumerate(NAMES):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(os.urandom(number * 3001 if name != "empty" else 0))
+    (root / "hollow").mkdir()
+    (root / "script").write_text("#!/bin/sh\n")
+    (root / "script").chmod(0o755)
+    return root
+
+
+def contents(root: Path) -> dict[str, bytes | None]:
+    return {str(p.relative_to(root)): None if p.is_dir() else p.read_bytes() for p in sorted(root.rglob("*"))}
+
+
+def make(shell: Shell, place: str, script: str) -> None:
+    shell.check(f"cd {quote_path(place)} && {script}", what="making files")
+
+
+def look(shell: Shell, place: str, script: str) -> str:
+    return shell.check(f"cd {quote_path(place)} && {script}", what="looking").decode()
+
+
+# Up
+
+
+def test_a_folder_goes_up_and_comes_down_the_same(shell: Shell, place: str, tree: Path, tmp_path: Path) -> None:
+    push_folder(shell, tree, f"{place}/new folder")
+    pull(shell, f"{place}/new folder", tmp_path / "down")
+    assert contents(tmp_path / "down") == contents(tree)
+    assert look(shell, place, "stat -c '%a %u' 'new folder/script'") == f"755 {os.geteuid()}\n"
+    assert int((tmp_path / "down" / "plain").stat().st_mtime) == int((tree / "plain").stat().st_mtime)
+
+
+def test_a_folder_goes_into_what_is_there(shell: Shell, place: str, tree: Path) -> None:
+    make(shell, place, "mkdir to && echo old >to/plain && echo keep >to/other")
+    push_folder(shell, tree, f"{place}/to")
+    push_folder(shell, tree, f"{place}/to")
+    assert look(shell, place, "cat to/other; wc -c <to/plain") == "keep\n0\n"
+
+
+def test_progress_goes_up_to_all_and_never_back(shell: Shell, place: str, tree: Path, tmp_path: Path) -> None:
+    (tree / "big").write_bytes(bytes(3_000_000))
+    for transfer in (lambda told: push_folder(shell, tree, f"{place}/p", progress=told),
+                     lambda told: push_file(shell, tree / "big", f"{place}/f", progress=told),
+                     lambda told: pull(shell, f"{place}/p", tmp_path / "p", progress=told),
+                     lambda told: pull(shell, f"{place}/f", tmp_path / "f", progress=told)):  # fmt: skip
+        steps: list[tuple[int, int | None]] = []
+        transfer(lambda done, total, steps=steps: steps.append((done, total)))
+        done = [step[0] for step in steps]
+        assert len({step[1] for step in steps}) == 1
+        assert (done == sorted(done), done[-1], len(done) > 3) == (True, steps[0][1], True)
+
+
+def test_ignored_files_stay_here_as_git_would_have_it(tmp_path: Path) -> None:
+    files = {
+        ".gitignore": "*.log\n/build\ncache/\n!keep.log\n#c\n",
+        ".gpujobsignore": "data/*.bin\n!important.log\n",
+        "a.log": "", "keep.log": "", "important.log": "", "build/x": "", "src/build/y": "", "src/cache/z": "",
+        "src/.gitignore": "!deep.log\n*.tmp\n", "src/deep.log": "", "src/a.tmp": "", "a.tmp": "",
+        "data/1.bin": "", "data/1.txt": "", ".git/HEAD": "", "sub/.git/HEAD": "", "sub/file": "", "cache": "a file",
+        ".venv/.gitignore": "*\n", ".venv/bin/python": "",
+    }  # fmt: skip
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / ".venv/link").symlink_to("/usr/bin")
+    sent = {entry.path for entry in survey(tmp_path) if stat.S_ISREG(entry.mode)}
+    assert sent == {
+        ".gitignore", ".gpujobsignore", "keep.log", "important.log", "src/build/y", "src/.gitignore", "src/deep.log",
+        "a.tmp", "data/1.txt", "sub/file", "cache",
+    }  # fmt: skip
+
+
+def test_links_inside_go_as_links(shell: Shell, place: str, tree: Path) -> None:
+    (tree / "latest").symlink_to("plain")
+    (tree / "hollow" / "up").symlink_to("../deep")
+    (tree / "dangling").symlink_to("not/yet")
+    push_folder(shell, tree, place)
+    assert look(shell, place, "readlink latest hollow/up dangling").split() == ["plain", "../deep", "not/yet"]
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../outside", "hollow/../../outside", "."])
+def test_a_link_that_leads_out_is_refused_by_name(tree: Path, target: str) -> None:
+    (tree / "bad link").symlink_to(target)
+    if target == ".":
+        assert any(entry.link == "." for entry in survey(tree))
+        return
+    with pytest.raises(BadInput, match=r"bad link is a link to .*gpujobsignore"):
+        survey(tree)
+
+
+def test_sockets_and_pipes_stay_here(tree: Path) -> None:
+    os.mkfifo(tree / "pipe")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tree / "sock"))
+    assert {"pipe", "sock"}.isdisjoint(entry.path for entry in survey(tree))
+
+
+def test_a_missing_folder_is_bad_input(shell: Shell, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="is not a folder"):
+        push_folder(shell, tmp_path / "no", "x")
+
+
+def test_a_file_that_shrinks_on_its_way_is_told(shell: Shell, place: str, tree: Path) -> None:
+    entries = survey(tree)
+    (tree / "with space").write_bytes(b"")
+    with pytest.raises(TransferFailed, match="with space became shorter"):
+        shell.stream_in("cat >/dev/null", tar_stream(tree, entries))
+    (tree / "with space").unlink()
+    with pytest.raises(TransferFailed, match="with space could not be read"):
+        shell.stream_in("cat >/dev/null", tar_stream(tree, entries))
+    assert look(shell, place, "echo on") == "on\n"
+
+
+def test_a_machine_that_cannot_take_a_folder_says_why(shell: Shell, place: str, tree: Path) -> None:
+    make(shell, place, "echo file >to")
+    with pytest.raises(RemoteFailure, match=r"unpacking .* failed on the machine .*(exists|directory)"):
+        push_folder(shell, tree, f"{place}/to")
+
+
+def test_our_stream_is_a_tar_that_others_read(tree: Path) -> None:
+    (tree / "latest").symlink_to("plain")
+    stream = io.BytesIO(b"".join(tar_stream(tree, survey(tree))))
+    with tarfile.open(fileobj=stream) as tar:
+        assert {m.name.removeprefix("./") for m in tar.getmembers()} == {e.path for e in survey(tree)}
+
+
+@pytest.mark.parametrize("name", NAMES[:7])
+def test_a_file_goes_up_under_any_name(shell: Shell, place: str, tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_bytes(data := os.urandom(300_000))
+    push_file(shell, tmp_path / "file", f"{place}/to/{name}", mode=0o640)
+    pull(shell, f"{place}/to/{name}", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == data
+    assert look(shell, place, "cd to; stat -c %a -- *; ls -A | wc -l").split() == ["640", "1"]
+
+
+def test_a_file_replaces_a_file_and_not_a_folder(shell: Shell, place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("new")
+    make(shell, place, "echo old >file; mkdir folder")
+    push_file(shell, tmp_path / "file", f"{place}/file")
+    with pytest.raises(RemoteFailure, match="it is a folder"):
+        push_file(shell, tmp_path / "file", f"{place}/folder")
+    assert look(shell, place, "cat file; ls folder") == "new"
+
+
+@pytest.mark.parametrize("what", ["missing", "folder"])
+def test_what_is_no_file_here_is_bad_input(shell: Shell, place: str, tmp_path: Path, what: str) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(BadInput, match=what):
+        push_file(shell, tmp_path / what, f"{place}/x")
+
+
+def test_a_cut_upload_leaves_the_old_file(
+    server: Server, shell: Shell, proxy: Proxy, place: str, tmp_path: Path
+) -> None:
+    make(shell, place, "echo old >file")
+    (tmp_path / "file").write_bytes(bytes(5_000_000))
+    with server.connect(port=proxy.port, timeouts=QUICK) as cut, pytest.raises(Unreachable):
+        push_file(
+            cut, tmp_path / "file", f"{place}/file", progress=lambda done, _: proxy.cut() if done > 10**6 else None
+        )
+    assert look(shell, place, "cat file") == "old\n"
+
+
+# Down
+
+
+@pytest.fixture
+def before(tmp_path: Path) -> Path:
+    """A place here where something stands already."""
+    folder = tmp_path / "out" / "result"
+    folder.mkdir(parents=True)
+    (folder / "old").write_text("old")
+    return folder
+
+
+def alone(folder: Path) -> bool:
+    return [item.name for item in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_pulled_folder_replaces_what_stood_there_as_a_whole(shell: Shell, place: str, before: Path) -> None:
+    make(
+        shell,
+        place,
+        "mkdir -p r/a && echo new >r/a/b && chmod 777 r/a/b && ln -s a/b r/latest && mkfifo r/pipe && ln -s no r/dead",
+    )
+    pull(shell, f"{place}/r", before)
+    assert contents(before) == {"a": None, "a/b": b"new\n", "latest": b"new\n"}
+    modes = {str(p.relative_to(before)): stat.S_IMODE(p.lstat().st_mode) for p in [before, *before.rglob("*")]}
+    assert modes == {".": 0o700, "a": 0o700, "a/b": 0o700, "latest": 0o700}
+    assert alone(before)
+
+
+def test_an_empty_folder_and_an_empty_file_come_down(shell: Shell, place: str, tmp_path: Path) -> None:
+    make(shell, place, "mkdir r && : >f")
+    pull(shell, f"{place}/r", tmp_path / "r")
+    pull(shell, f"{place}/f", tmp_path / "f")
+    assert (contents(tmp_path / "r"), (tmp_path / "f").read_bytes()) == ({}, b"")
+    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o600
+
+
+def test_hard_links_come_down_as_files(shell: Shell, place: str, tmp_path: Path) -> None:
+    make(shell, place, "mkdir r && echo x >r/one && ln r/one r/two")
+    pull(shell, f"{place}/r", tmp_path / "r")
+    assert contents(tmp_path / "r") == {"one": b"x\n", "two": b"x\n"}
+
+
+def test_a_missing_path_is_named(shell: Shell, place: str, before: Path) -> None:
+    with pytest.raises(RemoteFailure, match=r"/no where does not exist on the machine"):
+        pull(shell, f"{place}/no where", before)
+    assert contents(before) == {"old": b"old"}
+    assert alone(before)
+
+
+def test_a_file_does_not_replace_a_folder(shell: Shell, place: str, before: Path) -> None:
+    make(shell, place, "echo x >f")
+    with pytest.raises(TransferFailed, match="is a folder"):
+        pull(shell, f"{place}/f", before)
+    assert contents(before) == {"old": b"old"}
+
+
+@pytest.mark.parametrize("limits", [Limits(max_bytes=9_999), Limits(max_files=9)])
+def test_too_much_is_refused_before_it_comes(shell: Shell, place: str, before: Path, limits: Limits) -> None:
+    make(shell, place, "mkdir r && for i in 0 1 2 3 4 5 6 7 8 9; do head -c 1000 /dev/zero >r/$i; done")
+    with pytest.raises(TransferFailed, match=r"over the limit|more than 9 files"):
+        pull(shell, f"{place}/r", before, limits=limits)
+    assert contents(before) == {"old": b"old"}
+
+
+def test_a_file_that_grows_without_end_is_cut_off(shell: Shell, place: str, before: Path) -> None:
+    make(shell, place, "ln -s /dev/zero zero; echo x >f")
+    with pytest.raises(RemoteFailure, match="does not exist"):
+        pull(shell, f"{place}/zero", before)
+
+
+@pytest.mark.parametrize("name", ["new\nline", "back\\slash", "esc\x1b[31m"])
+def test_names_that_could_trick_a_terminal_or_a_path_are_refused(
+    shell: Shell, place: str, before: Path, name: str
+) -> None:
+    make(shell, place, f"mkdir r && echo x >r/{quote_path(name)}")
+    with pytest.raises(UnsafeArchive, match="not a name that may be written here") as caught:
+        pull(shell, f"{place}/r", before)
+    assert "\x1b" not in str(caught.value)
+    assert contents(before) == {"old": b"old"}
+    assert alone(before)
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_cut_pull_leaves_what_stood_there(server: Server, shell: Shell, place: str, before: Path, kind: str) -> None:
+    make(shell, place, "mkdir folder && head -c 3000000 /dev/urandom >folder/x && cp folder/x file")
+    local = before if kind == "folder" else before / "old"
+    with (
+        Proxy(server.access.port) as proxy,
+        server.connect(port=proxy.port, timeouts=QUICK) as cut,
+        pytest.raises(Unreachable),
+    ):
+        pull(cut, f"{place}/{kind}", local, progress=lambda done, _: proxy.cut() if done else None)
+    assert contents(before) == {"old": b"old"}
+    assert alone(before)
+
+
+def test_a_stopped_pull_leaves_what_stood_there(shell: Shell, place: str, before: Path) -> None:
+    make(shell, place, "mkdir r && head -c 9000000 /dev/zero >r/x")
+    stop = StopToken()
+    with pytest.raises(Cancelled):
+        pull(shell, f"{place}/r", before, stop=stop, progress=lambda *_: stop.stop(Cancelled("enough")))
+    assert contents(before) == {"old": b"old"}
+    assert alone(before)
+
+
+def test_a_file_that_changes_between_hash_and_copy_is_told(shell: Shell, place: str, before: Path) -> None:
+    make(shell, place, "mkdir r; sh -c 'while [ -d r ]; do date +%s%N >r/x; done' >/dev/null 2>&1 & echo $! >writer")
+    make(shell, place, "until [ -s r/x ]; do sleep 0.01; done; head -c 30000000 /dev/zero >r/big")
+    try:
+        with pytest.raises(TransferFailed):
+            pull(shell, f"{place}/r", before)
+    finally:
+        make(shell, place, "kill $(cat writer); rm -r r")
+    assert contents(before) == {"old": b"old"}
+
+
+def test_what_a_killed_pull_left_is_tidied(shell: Shell, place: str, before: Path) -> None:
+    make(shell, place, "mkdir r && echo x >r/x")
+    (before.parent / f".{before.name}.pull-999999999-abc").mkdir()
+    before.rename(before.parent / f".{before.name}.before-pull")  # killed between the two renames
+    with pytest.raises(RemoteFailure):
+        pull(shell, f"{place}/missing", before)
+    assert contents(before) == {"old": b"old"}
+    assert alone(before)
+    pull(shell, f"{place}/r", before)
+    assert contents(before) == {"x": b"x\n"}
+    assert alone(before)
+
+
+# Machines that lie
+
+
+LYING_TAR = """#!/bin/sh
+case $1 in --version) echo lying tar; exit 0 ;; esac
+cat {archive}
+"""
+
+
+@pytest.fixture(scope="module")
+def liar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Shell, Path]]:
+    skip_without_sshd()
+    folder = tmp_path_factory.mktemp("liar")
+    (folder / "bin").mkdir()
+    (folder / "bin" / "tar").write_text(LYING_TAR.format(archive=folder / "archive"))
+    (folder / "bin" / "tar").chmod(0o755)
+    sshd = OpenSsh(folder / "sshd", path=f"{folder}/bin:{os.environ['PATH']}")
+    access = Access(host="127.0.0.1", port=sshd.port, user=sshd.user, password="")
+    with connect(access, host_key=sshd.host_key, pkey_path=sshd.key) as shell:
+        shell.check("mkdir ~/r && echo true >~/r/x", what="making files")
+        yield shell, folder / "archive"
+    sshd.close()
+
+
+def member(name: str, data: bytes = b"x", **fields: object) -> tuple[tarfile.TarInfo, bytes]:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    for field, value in fields.items():
+        setattr(info, field, value)
+    return info, data
+
+
+def archive(*members: tuple[tarfile.TarInfo, bytes], form: int = tarfile.GNU_FORMAT) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=form) as tar:
+        for info, data in members:
+            tar.addfile(info, io.BytesIO(data))
+    return stream.getvalue()
+
+
+def broken_header(**change: bytes) -> bytes:
+    header = bytearray(member("x")[0].tobuf(tarfile.GNU_FORMAT))
+    places = {"size": slice(124, 136), "checksum": slice(148, 156)}
+    for field, value in change.items():
+        header[places[field]] = value
+    if "checksum" not in change:
+        header[148:156] = b"%06o\0 " % (sum(header[:148]) + 256 + sum(header[156:]))
+    return bytes(header)
+
+
+LINK, HARD, FIFO, CHAR, DIR = tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE
+HOSTILE = {
+    "absolute": archive(member("/tmp/gj-evil")),
+    "climbing": archive(member("../evil")),
+    "climbing inside": archive(member("a/../../evil")),
+    "dots inside": archive(member("a/./b")),
+    "empty part": archive(member("a//b")),
+    "symbolic link": archive(member("l", b"", type=LINK, linkname="/etc"), member("l/passwd")),
+    "hard link": archive(member("l", b"", type=HARD, linkname="/etc/passwd")),
+    "fifo": archive(member("p", b"", type=FIFO)),
+    "device": archive(member("d", b"", type=CHAR, devmajor=1, devminor=3)),
+    "twice": archive(member("x"), member("x")),
+    "file then folder": archive(member("x"), member("x", b"", type=DIR)),
+    "file as folder": archive(member("x"), member("x/y")),
+    "folder then file": archive(member("x", b"", type=DIR), member("x")),
+    "folder with content": archive(member("x", b"content", type=DIR)),
+    "the folder itself as a file": archive(member("./")),
+    "control character": archive(member("a\x07b")),
+    "C1 control character": archive(member("a\u009bb")),
+    "backslash": archive(member("..\\evil")),
+    "long part": archive(member("n" * 256)),
+    "long path": archive(member("/".join(["d" * 100] * 30))),
+    "NUL in a long name": archive(member("a\0b" + "c" * 200), form=tarfile.PAX_FORMAT),
+    "climbing pax path": archive(member("x", pax_headers={"path": "../evil"}), form=tarfile.PAX_FORMAT),
+    "bad pax size": archive(member("x", pax_headers={"size": "-1"}), form=tarfile.PAX_FORMAT),
+    "sparse": archive(member("x", pax_headers={"GNU.sparse.major": "1"}), form=tarfile.PAX_FORMAT),
+    "huge header": archive(member("x", pax_headers={"comment": "c" * 100_000}), form=tarfile.PAX_FORMAT),
+    "global header": archive(member("x", b"5 a=b\n", type=b"g")),
+    "over the byte limit": archive(member("x", bytes(1_000_001))),
+    "a lying size": broken_header(size=b"\x80" + b"\xff" * 11),
+    "a negative size": broken_header(size=b"-0000000001\0"),
+    "a size that is none": broken_header(size=b"0_0\0\0\0\0\0\0\0\0\0"),
+    "a wrong checksum": broken_header(checksum=b"0000001\0"),
+    "too many": archive(*(member(f"{i}", b"") for i in range(101))),
+    "too many folders": archive(member("/".join("d" * 101))),
+    "no end": archive(member("x"))[:1024],
+    "an end inside": archive(member("x", bytes(2000)))[:1500],
+    "nothing": b"",
+    "no archive": b"hello " * 500,
+    "more after its end": archive(member("x")) + bytes(2_000_000),
+    "half an end": archive(member("x"))[:1024] + bytes(512) + archive(member("y")),
+}
+LIMITS = Limits(max_bytes=1_000_000, max_files=100, max_path_bytes=2000)
+
+
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_hostile_archive_is_refused_and_nothing_is_left(liar: tuple[Shell, Path], before: Path, data: bytes) -> None:
+    shell, source = liar
+    source.write_bytes(data)
+    with pytest.raises(UnsafeArchive):
+        pull(shell, "~/r", before, limits=LIMITS)
+    assert contents(before) == {"old": b"old"}
+    assert alone(before)
+    assert not list(before.parent.parent.rglob("*evil*"))
+
+
+HONEST = {
+    "ustar": archive(member("x", b"true\n"), form=tarfile.USTAR_FORMAT),
+    "gnu": archive(member("./", b"", type=DIR), member("./x", b"true\n")),
+    "pax": archive(member("x", b"true\n", pax_headers={"comment": "fine"}), form=tarfile.PAX_FORMAT),
+    "before 1970": archive(member("x", b"true\n", mtime=-5)),
+}
+
+
+@pytest.mark.parametrize("data", HONEST.values(), ids=HONEST.keys())
+def test_every_tar_format_is_read(liar: tuple[Shell, Path], before: Path, data: bytes) -> None:
+    shell, source = liar
+    source.write_bytes(data)
+    pull(shell, "~/r", before, limits=LIMITS)
+    assert contents(before) == {"x": b"true\n"}
+
+
+LIES = {
+    "another content": archive(member("x", b"lies\n")),
+    "another name": archive(member("y", b"true\n")),
+    "one more": archive(member("x", b"true\n"), member("y")),
+    "one less": archive(),
+}
+
+
+@pytest.mark.parametrize("data", LIES.values(), ids=LIES.keys())
+def test_an_archive_that_differs_from_its_hashes_is_refused(
+    liar: tuple[Shell, Path], before: Path, data: bytes
+) -> None:
+    shell, source = liar
+    source.write_bytes(data)
+    with pytest.raises(TransferFailed, match="not as the machine hashed them"):
+        pull(shell, "~/r", before, limits=LIMITS)
+    assert contents(before) == {"old": b"old"}
+
+
+# The unpacker alone
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.binary(max_size=3000)), max_size=6), st.integers(1, 3000))
+def test_any_cut_into_pieces_unpacks_the_same(
+    tmp_path_factory: pytest.TempPathFactory, files: list[tuple[int, bytes]], piece: int
+) -> None:
+    folder = tmp_path_factory.mktemp("pieces")
+    stream = archive(*(member(f"{'d/' * depth}{n}-{'n' * 40 * depth}", data) for n, (depth, data) in enumerate(files)))
+    unpacker = Unpacker(folder, Limits())
+    for start in range(0, len(stream), piece):
+        unpacker.feed(stream[start : start + piece])
+    unpacker.finish()
+    came = {name: data for name, data in contents(folder).items() if data is not None}
+    assert sorted(came.values()) == sorted(data for _, data in files)
+    assert unpacker.hashes == {name: hashlib.sha256(data).hexdigest() for name, data in came.items()}
+
+
+@given(st.binary(max_size=2000))
+def test_no_bytes_write_outside(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / "in").mkdir()
+    valid = bytearray(archive(member("a/b", b"c" * 600)))
+    valid[: len(data)] = bytes(a ^ b for a, b in zip(valid, data, strict=False))
+    unpacker = Unpacker(folder / "in", LIMITS)
+    try:
+        unpacker.feed(bytes(valid))
+        unpacker.finish()
+    except UnsafeArchive:
+        pass
+    finally:
+        unpacker.close()
+    assert [item.name for item in folder.iterdir()] == ["in"]
