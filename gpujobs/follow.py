@@ -11,10 +11,13 @@ from gpujobs.clock import Clock
 from gpujobs.errors import BadInput, GpujobsError
 from gpujobs.ledger_rows import Run
 from gpujobs.models import Reporter
+from gpujobs.news import NewsReader
 
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
+NEWS = "news.jsonl"  # in a run's folder
 LONELY = timedelta(seconds=30)  # a run without a driver for so long is worth a word
 GIVEN_UP = timedelta(minutes=30)  # … and for so long is worth no more waiting
+_UNTOLD = frozenset({"", "plan", "provision", "snapshot", "release"})  # their driver tells of no progress in them
 _PIECE_BYTES = 2**18
 _PIECES_A_LOOK = 16  # so that a job that writes without end keeps nobody from looking at the run
 
@@ -80,7 +83,7 @@ class Follower:
         clock: Clock,
         absent: Callable[[], None] | None = None,
     ) -> None:
-        """Follow the run from the start of its newest attempt's log.
+        """Follow the run: its output from the start of its newest attempt's log, its news from now on.
 
         Args:
             runs: the ledger.
@@ -92,9 +95,11 @@ class Follower:
         """
         self._runs, self._run_id, self._reporter, self._clock, self._absent = runs, run_id, reporter, clock, absent
         self._log = LogTail(folder / "output.log")
+        self._news = NewsReader(folder / NEWS, reporter, from_now=True)
         self._began: tuple[str, datetime] = ("", clock.now())
         self._lonely_since: datetime | None = None
         self._said_lonely = False
+        self._news_came = False
 
     def look(self) -> Run | None:
         """Hand on what is new; give the run once it has ended and all that its job wrote was handed on.
@@ -105,10 +110,12 @@ class Follower:
         if run is None:
             return None
         if run.state in ENDED:
-            while self._hand_on_output():
+            while self._hand_on_output() or self._news.look():
                 pass
             return run
-        self._tell_phase(run, quiet=not self._hand_on_output())
+        quiet = not self._hand_on_output()
+        self._news_came |= self._news.look()
+        self._tell_phase(run, quiet=quiet)
         self._watch_driver(run)
         return None
 
@@ -136,9 +143,10 @@ class Follower:
     def _tell_phase(self, run: Run, *, quiet: bool) -> None:
         now = self._clock.now()
         if run.phase and run.phase != self._began[0]:
-            self._reporter.phase(run.phase, run.detail)
             self._began = (run.phase, now)
-        elif quiet and run.phase != "run":
+            if not self._news_came:  # we came late: its driver told it before
+                self._reporter.phase(run.phase, run.detail)
+        elif quiet and (run.phase in _UNTOLD or (run.phase != "run" and not self._news_came)):
             waited_s = int((now - self._began[1]).total_seconds())
             self._reporter.progress(f"waiting: {run.phase or run.state}", waited_s, None)
 
