@@ -174,6 +174,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         self._master = master
         self._open_sink(os.dup(master))
         self._add_source(master, lambda data: self._write(chan, data, None))
+        # the client may have resized since the terminal was asked for
         self.terminal_size_changed(self._size[1], self._size[0], self._size[2], self._size[3])
 
     def _open_sink(self, fd: int) -> None:

@@ -1,5 +1,6 @@
 """Machines begin, run what they are told, and end: all of it, and nothing else."""
 
+import asyncio
 import hashlib
 import os
 import signal
@@ -32,7 +33,7 @@ sys.stdin.read()
 
 def test_stop_kills_everything_at_once(cloud: Cloud) -> None:
     cloud.boot(cmd="sleep 98701").text("(setsid nohup sleep 98701 >/dev/null 2>&1 </dev/null &)")
-    assert len(host_commands_with("98701")) >= 2
+    until(lambda: len(host_commands_with("98701")) >= 2)
     began = time.perf_counter()
     cloud.containers.stop("one")
     assert time.perf_counter() - began < 1
@@ -50,7 +51,7 @@ def test_killed_owner_leaves_no_process_behind(cloud: Cloud, tmp_path: Path) -> 
     with owner:
         assert owner.stdout is not None
         assert owner.stdout.readline() == b"ready\n"
-        assert len(host_commands_with("98702.5")) >= 5
+        until(lambda: len(host_commands_with("98702.5")) >= 5)
         os.kill(owner.pid, signal.SIGKILL)
     until(lambda: not host_commands_with("98702.5"), within_s=5)
     until(lambda: not host_commands_with(str(tmp_path)), within_s=5)
@@ -187,6 +188,11 @@ def test_stop_before_the_delay_is_over_frees_the_port(cloud: Cloud) -> None:
     cloud.containers.stop("one")
     with socket.socket() as free:
         free.bind((endpoint.host, endpoint.port))
+
+    async def still_waiting() -> int:
+        return len(asyncio.all_tasks() - {asyncio.current_task()})
+
+    until(lambda: cloud.containers._threads.run(still_waiting()) == 0, within_s=5)
 
 
 def answers(host: str, port: int) -> bool:

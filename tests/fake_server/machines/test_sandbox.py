@@ -12,7 +12,7 @@ import pytest
 from fake_server import sandbox
 from fake_server.image import ImageError
 from fake_server.spec import Isolation
-from tests.fake_server.machines.clients import Cloud, host_commands_with
+from tests.fake_server.machines.clients import Cloud, host_commands_with, until
 
 
 def force(cloud: Cloud, isolation: Isolation) -> None:
@@ -39,6 +39,7 @@ def test_machine_sees_a_root_of_its_own(isolated: Cloud) -> None:
     assert set(machine.text("ls /").split()) == own | optional
     for hidden in (Path.home() / ".ssh", Path(__file__), isolated.base, Path("/etc/shadow"), Path(sys.executable)):
         assert machine.run(f"ls -d {hidden}").code != 0
+        assert machine.run(f"ls -d /..{hidden}").code != 0, "the host's root must not lie under ours"
     assert (
         machine.text("hostname; cat /etc/hostname; id -un; echo ~; pwd") == "host-one\nhost-one\nroot\n/root\n/root\n"
     )
@@ -234,8 +235,7 @@ def test_without_isolation_a_machine_has_a_home_and_dies_whole(cloud: Cloud) -> 
     assert machine.text("pwd; echo ~; nvidia-smi -L | wc -l; echo x > data/x") == f"{home}\n{home}\n2\n"
     assert (cloud.base / "data/x").exists()
     machine.text("(setsid sleep 98762 >/dev/null 2>&1 </dev/null &)")
-    marked = host_commands_with("98762")
-    assert marked
+    until(lambda: host_commands_with("98762"))
     cloud.containers.stop("one")
     assert host_commands_with("98762") == []
 

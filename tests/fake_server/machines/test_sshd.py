@@ -150,6 +150,32 @@ def test_command_that_takes_no_input_is_not_held_up(machine: Client) -> None:
     assert (done.code, done.out) == (0, b"enough\n")
 
 
+def test_command_that_reads_nothing_makes_the_client_wait(machine: Client) -> None:
+    channel = machine.channel()
+    channel.exec_command("until [ -e go ]; do sleep 0.02; done; wc -c")
+    channel.settimeout(1)
+    sent = fill(channel)
+    assert sent < 10 * MB
+    machine.text("touch go")
+    channel.settimeout(10)
+    channel.shutdown_write()
+    assert int(b"".join(pieces(channel.recv))) == sent
+
+
+def fill(channel: paramiko.Channel) -> int:
+    """Send until the other side takes no more; return how many bytes it took."""
+    sent = 0
+    with contextlib.suppress(TimeoutError):
+        while sent < 30 * MB:
+            sent += channel.send(bytes(32768))
+    return sent
+
+
+def test_no_signal_is_ignored_or_blocked_at_the_start(machine: Client) -> None:
+    seen = machine.text("grep -E 'Sig(Ign|Blk)' /proc/self/status").split()
+    assert seen == ["SigBlk:", "0" * 16, "SigIgn:", "0" * 16]
+
+
 def test_both_streams_can_be_large(machine: Client) -> None:
     done = machine.run("head -c 8000000 /dev/zero & head -c 8000000 /dev/zero >&2; wait")
     assert (done.code, len(done.out), len(done.err)) == (0, 8 * MB, 8 * MB)
@@ -329,8 +355,8 @@ def test_ports_of_the_machine_can_be_forwarded_and_no_others(machine: Client) ->
         with peer:
             peer.sendall(b"hello")
             assert channel.recv(10) == b"hello"
-    with pytest.raises(paramiko.ChannelException):
-        transport.open_channel("direct-tcpip", ("192.0.2.1", 80), ("127.0.0.1", 1), timeout=10)
+    with socket.create_server(("127.0.0.2", 0)) as elsewhere, pytest.raises(paramiko.ChannelException):
+        transport.open_channel("direct-tcpip", elsewhere.getsockname(), ("127.0.0.1", 1), timeout=10)
     channel.close()
 
 
