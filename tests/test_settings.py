@@ -186,7 +186,7 @@ def test_folders_and_files_are_private_from_their_first_moment(tmp_path: Path) -
     old = os.umask(0)
     try:
         folder = private_folder(tmp_path / "mine")
-        with open(folder / "file", "w", opener=private_opener) as file:  # noqa: PTH123 - Path.open takes no opener
+        with open(folder / "file", "w", opener=private_opener) as file:
             modes = [stat.S_IMODE(folder.stat().st_mode), stat.S_IMODE(os.fstat(file.fileno()).st_mode)]
     finally:
         os.umask(old)
