@@ -135,16 +135,18 @@ class Watcher:
         self._heard: dict[str, OrderedDict[tuple[str, str, str, str], None]] = {}
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
-        self._closed = threading.Event()
+        self._closed = False
+        self._deserted = threading.Event()  # nobody watches, or it is closed
 
     @contextmanager
     def watch(self, machine: Machine) -> Iterator[Watch]:
         """Watch `machine` for as long as the block runs."""
         watch = Watch(machine, clock=self._clock)
         with self._lock:
-            if self._closed.is_set():
+            if self._closed:
                 raise Unavailable(f"the watcher of {self._source.name} is closed")
             self._watches.append(watch)
+            self._deserted.clear()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=f"watch-{self._source.name}", daemon=True)
                 self._thread.start()
@@ -154,13 +156,16 @@ class Watcher:
         finally:
             with self._lock:
                 self._watches.remove(watch)
-            self._wake.set()
+                if not self._watches:
+                    self._deserted.set()
+                    self._wake.set()
 
     def close(self) -> None:
         """End the thread; whoever still waits gets Unavailable."""
         with self._lock:
             watches, thread = list(self._watches), self._thread
-            self._closed.set()
+            self._closed = True
+            self._deserted.set()
         for watch in watches:
             watch.fail(Unavailable(f"the watcher of {self._source.name} was closed"))
         self._wake.set()
@@ -175,17 +180,14 @@ class Watcher:
             interval_s = self._first_s if news else min(self._cap_s, interval_s * _GROWTH)
             if self._clock.wait(self._wake, max(self._shaken(interval_s), floor_s)):
                 interval_s = self._first_s
-                with self._lock:
-                    waiting = bool(self._watches) and not self._closed.is_set()
                 # However many come to watch, it asks no oftener than at its shortest interval.
                 gap_s = asked_at + max(self._shaken(self._first_s), floor_s) - self._clock.monotonic()
-                if waiting and gap_s > 0:
-                    self._clock.wait(self._closed, gap_s)
+                self._clock.wait(self._deserted, gap_s)
 
     def _watched(self) -> Sequence[Watch]:
         with self._lock:
             self._wake.clear()
-            watches = [] if self._closed.is_set() else list(self._watches)
+            watches = [] if self._closed else list(self._watches)
             watched = {watch.machine.id for watch in watches}
             self._heard = {machine: keys for machine, keys in self._heard.items() if machine in watched}
             if not watches:

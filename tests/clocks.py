@@ -21,7 +21,7 @@ class ManualClock:
         self._runs_by_itself = runs_by_itself
         self._moved = threading.Condition()
         self._passed_s = 0.0
-        self._deadlines: list[float] = []
+        self._parked: list[tuple[float, threading.Event]] = []
         self.waits: list[float] = []  # every time-out that was asked for, in seconds
 
     def now(self) -> datetime:
@@ -49,19 +49,23 @@ class ManualClock:
 
     def until_waiting(self, threads: int = 1) -> None:
         """Return once `threads` threads are parked in `wait`; fails where that does not come about."""
-        self._until(lambda: len([one for one in self._deadlines if one > self._passed_s]) >= threads)
+        self._until(lambda: self._still_parked() >= threads)
 
     def _park(self, event: threading.Event, timeout_s: float) -> bool:
         with self._moved:
             deadline = self._passed_s + timeout_s
-            self._deadlines.append(deadline)
+            self._parked.append((deadline, event))
             self._moved.notify_all()
             try:
                 while not event.is_set() and self._passed_s < deadline:
                     self._moved.wait(_GLANCE_S)  # an event has no way to wake a condition
             finally:
-                self._deadlines.remove(deadline)
+                self._parked.remove((deadline, event))
         return event.is_set()
+
+    def _still_parked(self) -> int:
+        # One whose event is set, or whose time has come, is on its way out though it has not noticed yet.
+        return len([event for deadline, event in self._parked if deadline > self._passed_s and not event.is_set()])
 
     def _until(self, reached: Callable[[], bool]) -> None:
         ends = time.monotonic() + REAL_LIMIT_S
