@@ -72,7 +72,7 @@ def test_a_folder_goes_into_what_is_there(shell: Shell, place: str, tree: Path) 
 
 
 def test_progress_goes_up_to_all_and_never_back(shell: Shell, place: str, tree: Path, tmp_path: Path) -> None:
-    (tree / "big").write_bytes(bytes(3_000_000))
+    (tree / "big").write_bytes(bytes(9_000_000))
     for transfer in (lambda told: push_folder(shell, tree, f"{place}/p", progress=told),
                      lambda told: push_file(shell, tree / "big", f"{place}/f", progress=told),
                      lambda told: pull(shell, f"{place}/p", tmp_path / "p", progress=told),
@@ -81,7 +81,7 @@ def test_progress_goes_up_to_all_and_never_back(shell: Shell, place: str, tree: 
         transfer(lambda done, total, steps=steps: steps.append((done, total)))
         done = [step[0] for step in steps]
         assert len({step[1] for step in steps}) == 1
-        assert (done == sorted(done), done[-1], len(done) > 3) == (True, steps[0][1], True)
+        assert (done == sorted(done), done[-1], len(done) > 2) == (True, steps[0][1], True)
 
 
 def test_ignored_files_stay_here_as_git_would_have_it(tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_names_that_could_trick_a_terminal_or_a_path_are_refused(
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_a_cut_pull_leaves_what_stood_there(server: Server, shell: Shell, place: str, before: Path, kind: str) -> None:
-    make(shell, place, "mkdir folder && head -c 3000000 /dev/urandom >folder/x && cp folder/x file")
+    make(shell, place, "mkdir folder && head -c 30000000 /dev/zero >folder/x && cp folder/x file")
     local = before if kind == "folder" else before / "old"
     with (
         Proxy(server.access.port) as proxy,
@@ -303,7 +303,7 @@ def test_a_stopped_pull_leaves_what_stood_there(shell: Shell, place: str, before
 
 @pytest.mark.parametrize("change", ["printf x | dd of=r/x bs=1 seek=39999999 conv=notrunc", "truncate -s 20000000 r/x"])
 def test_a_file_that_changes_after_it_was_hashed_is_told(shell: Shell, place: str, before: Path, change: str) -> None:
-    make(shell, place, "mkdir r && head -c 40000000 /dev/zero >r/x")
+    make(shell, place, "mkdir r && head -c 40000000 /dev/urandom >r/x")
     changes = [change]
     with pytest.raises(TransferFailed, match="not as the machine hashed them"):
         pull(shell, f"{place}/r", before, progress=lambda *_: changes and make(shell, place, changes.pop()))
