@@ -99,7 +99,7 @@ class Exchange:
     def _between(self, channel: paramiko.Channel) -> None:
         self._look_at_the_clock()
         while channel.recv_ready():
-            self._sink(channel.recv(RECEIVE_BYTES))
+            self._sink(self._take(channel.recv))
         self._drain_stderr(channel)
 
     def _receive(self, channel: paramiko.Channel) -> None:
@@ -107,7 +107,7 @@ class Exchange:
         while True:
             channel.settimeout(wait_s)
             try:
-                data = channel.recv(RECEIVE_BYTES)
+                data = self._take(channel.recv)
             except TimeoutError:
                 wait_s = FIRST_WAIT_S if self._drain_stderr(channel) else min(LONGEST_WAIT_S, wait_s * 2)
             else:
@@ -119,10 +119,19 @@ class Exchange:
             self._look_at_the_clock()
         self._drain_stderr(channel)
 
+    def _take(self, receive: Callable[[int], bytes]) -> bytes:
+        """Receive; it also sends, to open the window again, and that too meets a connection that is gone."""
+        try:
+            return receive(RECEIVE_BYTES)
+        except TimeoutError:
+            raise
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            raise self._connection.refusal(error) from error
+
     def _drain_stderr(self, channel: paramiko.Channel) -> bool:
         any_came = False
         while channel.recv_stderr_ready():
-            self._stderr += channel.recv_stderr(RECEIVE_BYTES)
+            self._stderr += self._take(channel.recv_stderr)
             del self._stderr[:-OUTPUT_KEPT_BYTES]
             any_came = True
         return any_came
