@@ -1,26 +1,33 @@
 """Pid 1 of a fake machine: builds its root, starts what it is asked to start, reaps, and ends with its owner.
 
 Runs by itself (``python -I -S init.py FD``) with the standard library alone, and is never imported. FD is one end of a
-SOCK_SEQPACKET pair. Each request is one packet that carries a memory file with JSON and, for a spawn, the three
-standard streams. Replies are small JSON packets. When the socket closes, everything in the machine is killed.
-"""
-# Every machine starts with this script, and pathlib would be a third of its start-up:
-# ruff: noqa: PTH103, PTH110, PTH112, PTH120, PTH123, PTH208, PTH211
+SOCK_SEQPACKET pair. Each request is one packet that carries a memory file with a marshalled dict and, for a spawn, the
+three standard streams. Each reply is one packet of plain words: ``ready``, ``error TEXT``, ``exit NUMBER CODE``, or
+``terminal NUMBER`` with the terminal's master. When the socket closes, everything in the machine is killed.
 
+Every machine starts with this script, so it keeps to what costs no start-up: pathlib, json, typing, contextlib, and the
+Python halves of socket and signal would triple it.
+"""
+# ruff: noqa: PTH103, PTH110, PTH112, PTH120, PTH123, PTH208, PTH211, SIM105
+
+from __future__ import annotations
+
+import _signal as signal  # type: ignore[import-not-found]  # typeshed leaves the C half out
+import _socket as socket
 import ctypes
 import fcntl
-import json
+import marshal
 import os
 import resource
 import select
-import signal
-import socket
 import struct
 import sys
 import termios
 import time
-from contextlib import suppress
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 MS_BIND, MS_REC, MS_NOSUID, MS_NODEV, MS_NOEXEC, MNT_DETACH = 4096, 16384, 2, 4, 8, 2
 AT_FDCWD, AT_RECURSIVE, SYS_MOUNT_SETATTR, MOUNT_ATTR_RDONLY, MOUNT_ATTR_NODEV = -100, 0x8000, 442, 1, 4
@@ -32,15 +39,15 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 def main() -> None:
     """Set the machine up, say so, and serve until the owner's end of the socket closes."""
     control = socket.socket(fileno=int(sys.argv[1]))
-    control.set_inheritable(False)
+    os.set_inheritable(control.fileno(), False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     request, _ = receive(control)
     try:
         set_up(request)
     except OSError as error:
-        reply(control, error=f"{error.strerror}: {error.filename or 'set-up'}")
+        reply(control, f"error {error.strerror}: {error.filename or 'set-up'}")
         sys.exit(1)
-    reply(control, ready=True)
+    reply(control, "ready")
     Machine(control, isolated=request["isolation"] != "none").serve()
 
 
@@ -172,11 +179,13 @@ def receive(control: socket.socket) -> tuple[Any, list[int]]:
     received = [fd for _, _, raw in ancillary for fd in struct.unpack(f"{len(raw) // 4}i", raw)]
     with open(received[0], "rb") as payload:
         payload.seek(0)
-        return json.loads(payload.read()), received[1:]
+        # written by the owner, which runs the same interpreter
+        return marshal.loads(payload.read()), received[1:]  # noqa: S302
 
 
-def reply(control: socket.socket, *, fds: tuple[int, ...] = (), **values: Any) -> None:
-    socket.send_fds(control, [json.dumps(values).encode()], fds)
+def reply(control: socket.socket, words: str, fds: tuple[int, ...] = ()) -> None:
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))
+    control.sendmsg([words.encode()], [rights] if fds else [])
 
 
 class Machine:
@@ -226,15 +235,17 @@ class Machine:
             run(request, streams, terminal=slave >= 0)
         self.numbers[pid], self.pids[request["id"]] = request["id"], pid
         if master >= 0:
-            reply(self.control, id=request["id"], terminal=True, fds=(master,))
+            reply(self.control, f"terminal {request['id']}", (master,))
         for fd in (master, slave, *fds):
             if fd >= 0:
                 os.close(fd)
 
     def signal(self, number: int, sign: int) -> None:
         if number in self.pids:
-            with suppress(OSError):
+            try:
                 os.killpg(self.pids[number], sign)
+            except OSError:
+                pass
 
     def reap(self) -> None:
         while True:
@@ -249,7 +260,7 @@ class Machine:
             number = self.numbers.pop(pid, None)
             if number is not None:
                 del self.pids[number]
-                reply(self.control, id=number, exit=os.waitstatus_to_exitcode(status))
+                reply(self.control, f"exit {number} {os.waitstatus_to_exitcode(status)}")
 
     def end(self) -> None:
         """Kill everything and go. In a pid namespace the kernel does the rest when this process ends."""
@@ -268,8 +279,10 @@ class Machine:
 
     def signal_all(self, sign: int) -> None:
         for pid in [-1] if self.isolated else descendants():
-            with suppress(OSError):
+            try:
                 os.kill(pid, sign)
+            except OSError:
+                pass
 
 
 def open_terminal(size: list[int]) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-import json
+import marshal
 import os
 import socket
 from collections import deque
@@ -57,6 +57,10 @@ class Processes:
         ``on_exit`` gets the exit code, negative for a signal, and ``on_terminal`` the terminal's master descriptor.
         """
         number = next(self._numbers)
+        if self._control.fileno() < 0:
+            close_all(fds)
+            self._loop.call_soon(on_exit, LOST)
+            return number
         self._watches[number] = Watch(on_exit, on_terminal)
         self._send(
             {
@@ -73,7 +77,7 @@ class Processes:
 
     def signal(self, number: int, sign: int) -> None:
         """Send a signal to the command's process group; one that has ended is left alone."""
-        self._send({"id": number, "signal": sign}, [])
+        self._send({"id": number, "signal": int(sign)}, [])
 
     def terminate(self) -> None:
         """Send TERM to everything; the machine ends once nothing is left in it."""
@@ -93,13 +97,10 @@ class Processes:
         for watch in watches.values():
             watch.on_exit(LOST)
 
-    def _send(self, message: object, fds: list[int]) -> None:
+    def _send(self, message: dict[str, object], fds: list[int]) -> None:
         if self._control.fileno() < 0:
-            close_all(fds)
-            if isinstance(message, dict) and (watch := self._watches.pop(message.get("id", 0), None)):
-                self._loop.call_soon(watch.on_exit, LOST)
             return
-        self._outbox.append((json.dumps(message).encode(), fds))
+        self._outbox.append((marshal.dumps(message), fds))
         if len(self._outbox) == 1:
             self._flush()
 
@@ -126,14 +127,11 @@ class Processes:
         if not data:
             self._lose()
             return
-        message = json.loads(data)
-        watch = self._watches.get(message["id"])
-        if "exit" in message:
-            del self._watches[message["id"]]
-            if watch is not None:
-                watch.on_exit(message["exit"])
-        elif watch is not None and watch.on_terminal is not None and fds:
-            watch.on_terminal(fds[0])
+        kind, number, *code = data.split()
+        if kind == b"exit":
+            self._watches.pop(int(number)).on_exit(int(code[0]))
+        elif (on_terminal := self._watches[int(number)].on_terminal) is not None:
+            on_terminal(fds[0])
 
     def _lose(self) -> None:
         self._on_lost()
