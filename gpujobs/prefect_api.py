@@ -16,6 +16,8 @@ from gpujobs.settings import Settings
 
 DEPLOYMENT = "run-recipe/run-recipe"
 _TIMEOUT_S = (5.0, 30.0)
+_BUSY = {429, 503}  # SQLite under many writers
+_BUSY_S = 30.0
 _TOLD_CHARS = 300
 
 
@@ -90,12 +92,25 @@ def _deployment_id(api: str, deadline: float) -> str:
 
 
 def _ask(api: str, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    """Ask once, and again while the server is only too busy: all that is asked here may be asked twice."""
+    deadline = time.monotonic() + _BUSY_S
+    while True:
+        reply = _send(api, method, path, body)
+        if reply.status_code not in _BUSY or time.monotonic() >= deadline:
+            return _read(api, path, reply)
+        time.sleep(0.5)
+
+
+def _send(api: str, method: str, path: str, body: Mapping[str, Any] | None) -> requests.Response:
     try:
-        reply = requests.request(
+        return requests.request(
             method, api + path, json=body, headers=_headers(), timeout=_TIMEOUT_S, allow_redirects=False
         )
     except requests.RequestException as error:
         raise Unavailable(f"the Prefect API at {api} does not answer: {type(error).__name__}") from error
+
+
+def _read(api: str, path: str, reply: requests.Response) -> Any:
     if reply.status_code in {401, 403}:
         raise BadCredentials(f"the Prefect API at {api} refuses us; set PREFECT_API_KEY or PREFECT_API_AUTH_STRING")
     if reply.status_code == requests.codes.not_found:

@@ -1,0 +1,112 @@
+"""Where the tests hand in recipes, and ask what came of them."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import requests
+
+from gpujobs import controller, prefect_api
+from gpujobs.controller import Controller
+from gpujobs.ledger import Ledger
+from gpujobs.ledger_rows import Run
+from gpujobs.settings import Settings
+from tests.cloud import STARTS, Control, recipe_for
+
+FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Where recipes are handed in, and what comes of them is asked."""
+
+    settings: Settings
+    ledger: Ledger
+
+    @property
+    def api(self) -> str:
+        """The controller's API; another one after each of its starts."""
+        return self.controller().url
+
+    def submit(self, script: str, **more: Any) -> tuple[str, str]:
+        """Hand in a recipe that runs `script`; give its run id and flow run id."""
+        recipe = recipe_for("autodl", run=script, max_duration="10m", **more)
+        return prefect_api.submit(self.settings, self.api, recipe)
+
+    def ended(self, flow_run_id: str, *, within_s: float = 60) -> tuple[str, str, str]:
+        """Wait for the flow run's end; give its state's type, name and message."""
+        return self.state(flow_run_id, FINAL, within_s=within_s)
+
+    def state(self, flow_run_id: str, wanted: set[str], *, within_s: float = 60) -> tuple[str, str, str]:
+        """Wait until the flow run is in one of the `wanted` types of state."""
+        deadline = time.monotonic() + within_s
+        while (state := prefect_api.flow_run_state(self.api, flow_run_id))[0] not in wanted:
+            assert time.monotonic() < deadline, f"still {state}"
+            time.sleep(0.1)
+        return state
+
+    def run(self, run_id: str) -> Run:
+        """The run as the ledger has it."""
+        return self.ledger.get_run(run_id)
+
+    def wrote(self, run_id: str, text: str, *, within_s: float = 60) -> None:
+        """Wait until the job's log holds `text`."""
+        log = self.settings.runs / run_id / "output.log"
+        deadline = time.monotonic() + within_s
+        while not log.exists() or text not in log.read_text():
+            assert time.monotonic() < deadline, f"{log} does not say {text}"
+            time.sleep(0.05)
+
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        """Ask the Prefect server itself."""
+        reply = requests.request(method, self.api + path, json=body, timeout=30)
+        reply.raise_for_status()
+        return reply.json() if reply.content else None
+
+    def tasks(self, flow_run_id: str) -> Sequence[tuple[str, str]]:
+        """Name the flow run's tasks in the order of their start, each with its state."""
+        body = {"flow_runs": {"id": {"any_": [flow_run_id]}}, "sort": "EXPECTED_START_TIME_ASC"}
+        found = self.ask("POST", "/task_runs/filter", body)
+        return [(task["name"], task["state_name"]) for task in sorted(found, key=lambda task: task["start_time"])]
+
+    def logged(self, flow_run_id: str, text: str, *, within_s: float = 20) -> None:
+        """Wait until the flow run's log in Prefect holds `text`, once."""
+        deadline = time.monotonic() + within_s
+        while (count := "\n".join(prefect_api.logs(self.api, flow_run_id)).count(text)) == 0:
+            assert time.monotonic() < deadline, prefect_api.logs(self.api, flow_run_id)
+            time.sleep(0.2)
+        assert count == 1
+
+    def create(self, recipe: Any) -> str:
+        """Create a flow run with these parameters, whatever they are, as the UI's form would; give its id."""
+        deployment = self.ask("GET", f"/deployments/name/{prefect_api.DEPLOYMENT}")
+        body = {"parameters": {"recipe": recipe}}
+        return str(self.ask("POST", f"/deployments/{deployment['id']}/create_flow_run", body)["id"])
+
+    def controller(self) -> Controller:
+        """The controller as its record has it."""
+        found = controller.status(self.settings)
+        assert found is not None
+        return found
+
+    def now(self) -> datetime:
+        """The time, as the ledger wants it."""
+        return datetime.now(UTC)
+
+
+def until(done: Callable[[], object], *, within_s: float = 30) -> None:
+    """Wait until `done` gives something true."""
+    deadline = time.monotonic() + within_s
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def starts_and_left(truth: Control, run_id: str) -> tuple[int, Sequence[str]]:
+    """How often the run's command was started, by the cloud's own ledger, and which machines of it are still there."""
+    machines = [machine for machine in truth.machines() if f"-{run_id}-" in machine["name"]]
+    commands = [command for machine in machines for command in machine["commands"]]
+    begun = [command for command in commands if command["command"].endswith(STARTS) and command["exit_code"] == 0]
+    return len(begun), [name for name in truth.left() if f"-{run_id}-" in name]

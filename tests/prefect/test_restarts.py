@@ -1,0 +1,92 @@
+"""The host ends, is killed, or its server does, while a job runs: the job goes on, and is picked up again."""
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from gpujobs import controller, prefect_api, process
+from gpujobs.settings import Settings
+from tests.cloud import Control
+from tests.prefect.desk import Desk, starts_and_left, until
+
+
+@pytest.fixture(autouse=True)
+def _up_again(desk: Desk) -> Iterator[None]:
+    """Leave a controller to the next test."""
+    yield
+    controller.up(desk.settings)
+
+
+def end_host(desk: Desk, number: signal.Signals) -> None:
+    found = desk.controller()
+    os.kill(found.worker_pid, number)
+    until(lambda: not process.alive(found.worker_pid, found.worker_started), within_s=20)
+
+
+def running_job(desk: Desk) -> tuple[str, str]:
+    run_id, flow_run_id = desk.submit("echo begun; for i in 1 2 3 4 5 6 7 8; do sleep 1; done; echo over")
+    desk.wrote(run_id, "begun")
+    return run_id, flow_run_id
+
+
+def assert_once(desk: Desk, truth: Control, run_id: str) -> None:
+    """One machine, one start of the job on it: asking its runner to start again has only told that it had started."""
+    assert (desk.settings.runs / run_id / "output.log").read_text() == "begun\nover\n"
+    assert len([machine for machine in truth.machines() if f"-{run_id}-" in machine["name"]]) == 1
+    assert starts_and_left(truth, run_id)[1] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_host_that_ends_leaves_the_job_which_the_next_host_brings_to_its_end(
+    desk: Desk, truth: Control, number: signal.Signals
+) -> None:
+    run_id, flow_run_id = running_job(desk)
+    end_host(desk, number)
+    assert prefect_api.flow_run_state(desk.api, flow_run_id)[0] == "RUNNING"
+    controller.up(desk.settings)
+    assert desk.ended(flow_run_id)[0] == "COMPLETED"
+    assert_once(desk, truth, run_id)
+
+
+def test_cancel_while_no_host_lives_is_done_by_the_next(desk: Desk, truth: Control) -> None:
+    run_id, flow_run_id = running_job(desk)
+    end_host(desk, signal.SIGKILL)
+    prefect_api.cancel(desk.api, flow_run_id)
+    controller.up(desk.settings)
+    assert desk.ended(flow_run_id)[0] == "CANCELLED"
+    assert desk.run(run_id).state == "cancelled"
+    assert starts_and_left(truth, run_id) == (1, [])
+
+
+def test_run_that_a_dead_host_had_only_taken_is_begun_by_the_next(desk: Desk, truth: Control) -> None:
+    end_host(desk, signal.SIGTERM)
+    run_id, flow_run_id = desk.submit("echo hello")
+    name = desk.ask("GET", "/work_pools/gpujobs")["name"]
+    workers = desk.ask("POST", f"/work_pools/{name}/workers/filter", {})
+    labels = {"prefect.worker.name": workers[0]["name"]}
+    desk.ask("PATCH", f"/flow_runs/{flow_run_id}/labels", labels)
+    desk.ask("POST", f"/flow_runs/{flow_run_id}/set_state", {"state": {"type": "PENDING"}})
+    controller.up(desk.settings)
+    assert desk.ended(flow_run_id)[0] == "COMPLETED"
+    assert starts_and_left(truth, run_id) == (1, [])
+
+
+def test_end_that_prefect_missed_is_told_to_it(desk: Desk) -> None:
+    _, flow_run_id = desk.submit("echo hello")
+    desk.ended(flow_run_id)
+    desk.ask("POST", f"/flow_runs/{flow_run_id}/set_state", {"state": {"type": "RUNNING"}, "force": True})
+    assert desk.ended(flow_run_id, within_s=30)[0] == "COMPLETED"
+
+
+def test_server_that_is_started_anew_finds_the_job_at_work(desk: Desk, truth: Control, at_home: Settings) -> None:
+    """The whole controller goes down and up: its server moves to another port."""
+    run_id, flow_run_id = running_job(desk)
+    old = desk.controller()
+    assert controller.down(at_home) is True
+    assert not process.alive(old.server_pid, old.server_started)
+    api = controller.up(at_home).url
+    assert api != old.url
+    assert desk.ended(flow_run_id)[0] == "COMPLETED"
+    assert_once(desk, truth, run_id)
