@@ -69,6 +69,8 @@ def _view(wire: Wire, model: type[_Request], answer: Callable[[AutodlCloud, _Req
         world = wire.world()
         try:
             asked = _read(model)
+            if not world.ground.guesses.page_zero_is_first:
+                _refuse_page_zero(asked)
             with world.ground.lock:
                 return _envelope("Success", "", answer(world.autodl, asked))
         except ValidationError:
@@ -83,6 +85,11 @@ def _read(model: type[_Request]) -> _Request:
     if request.method == "GET":
         return model.model_validate(request.args.to_dict())
     return model.model_validate_json(request.get_data())
+
+
+def _refuse_page_zero(asked: BaseModel) -> None:
+    if "page_index" in asked.model_fields_set and getattr(asked, "page_index", None) == 0:
+        raise Refused(Reason.BAD_REQUEST, "请求参数错误")
 
 
 def _envelope(code: str, msg: str, data: Any = None) -> Response:

@@ -14,10 +14,10 @@ from fake_server.catalog import MATRIXDC_REGION, MATRIXDC_SKUS
 from fake_server.matrixdc_requests import CreateInstance, PowerOff
 from fake_server.matrixdc_rules import MatrixdcCloud
 from fake_server.refusal import Reason, Refused
+from fake_server.timings import Guesses
 from fake_server.wire import Wire, add, json_reply, same_secret
 
 _Body = TypeVar("_Body", bound=BaseModel)
-_STATUS = {Reason.BAD_REQUEST: 400, Reason.NOT_FOUND: 404, Reason.CONFLICT: 409}
 _SERVER_ERROR = {"message": "internal error"}
 _INSTANCES = "/clusters/<cluster>/instances"
 
@@ -42,23 +42,35 @@ def blueprint(wire: Wire) -> Blueprint:
 
 def _view(wire: Wire, answer: Callable[..., Any]) -> Callable[..., Response]:
     def view(cluster: str = MATRIXDC_REGION.cluster_name, **values: str) -> Response:
-        if not same_secret(request.headers.get("Authorization", ""), f"bearer {wire.token}"):
-            return _error(401, "token 无效或已过期")
-        if not same_secret(request.headers.get("namespace", ""), wire.namespace):
-            return _error(401, "namespace 与 token 不符")
-        if cluster != MATRIXDC_REGION.cluster_name:
-            return _error(404, f"集群不存在: {cluster}")
         world = wire.world()
+        guesses = world.ground.guesses
+        if not same_secret(request.headers.get("Authorization", ""), f"bearer {wire.token}"):
+            return _error(guesses.matrixdc_unauthorized_status, "token 无效或已过期")
+        if not same_secret(request.headers.get("namespace", ""), wire.namespace):
+            return _error(guesses.matrixdc_unauthorized_status, "namespace 与 token 不符")
+        if cluster != MATRIXDC_REGION.cluster_name:
+            return _error(guesses.matrixdc_not_found_status, f"集群不存在: {cluster}")
         try:
             with world.ground.lock:
                 return json_reply(answer(world.matrixdc, **values))
         except ValidationError as wrong:
-            return _error(400, _first_fault(wrong))
+            return _error(guesses.matrixdc_bad_request_status, _first_fault(wrong))
         except Refused as no:
-            no_stock = no.reason is Reason.NO_STOCK
-            return _error(world.ground.guesses.matrixdc_no_stock_status if no_stock else _STATUS[no.reason], no.message)
+            return _error(_status(no.reason, guesses), no.message)
 
     return view
+
+
+def _status(reason: Reason, guesses: Guesses) -> int:
+    match reason:
+        case Reason.BAD_REQUEST:
+            return guesses.matrixdc_bad_request_status
+        case Reason.NOT_FOUND:
+            return guesses.matrixdc_not_found_status
+        case Reason.CONFLICT:
+            return guesses.matrixdc_conflict_status
+        case Reason.NO_STOCK:
+            return guesses.matrixdc_no_stock_status
 
 
 def _error(status: int, message: str) -> Response:
@@ -84,23 +96,23 @@ def _skus(cloud: MatrixdcCloud) -> Any:
         raise Refused(Reason.BAD_REQUEST, "缺少参数 region_id")
     if region_id != MATRIXDC_REGION.id:
         return []
-    return [replies.sku(sku, cloud.idle[sku.gpu]) for sku in MATRIXDC_SKUS]
+    return [replies.sku(sku, cloud.idle[sku.gpu], cloud.guesses) for sku in MATRIXDC_SKUS]
 
 
 def _create(cloud: MatrixdcCloud) -> Any:
     asked = _read(CreateInstance)
     if asked.namespace != cloud.namespace:
         raise Refused(Reason.BAD_REQUEST, "namespace 与请求头不一致")
-    return replies.instance(cloud.create(asked.order(cloud.sku(asked.Cost.GPUSKUID))), cloud.namespace)
+    return replies.instance(cloud.create(asked.order(cloud.sku(asked.Cost.GPUSKUID))), cloud)
 
 
 def _list(cloud: MatrixdcCloud) -> Any:
-    nodes = [replies.instance(each, cloud.namespace) for each in reversed(cloud.instances.values())]
+    nodes = [replies.instance(each, cloud) for each in reversed(cloud.instances.values())]
     return {"hasNextPage": False, "nodes": nodes, "totalCount": len(nodes)}
 
 
 def _get(cloud: MatrixdcCloud, name: str) -> Any:
-    return replies.instance(cloud.instance(name), cloud.namespace)
+    return replies.instance(cloud.instance(name), cloud)
 
 
 def _delete(cloud: MatrixdcCloud) -> Any:
@@ -120,4 +132,4 @@ def _power_off(cloud: MatrixdcCloud, name: str) -> Any:
 
 def _power_on(cloud: MatrixdcCloud, name: str) -> Any:
     cloud.power_on(cloud.instance(name))
-    return "ok"
+    return cloud.guesses.matrixdc_power_on_reply

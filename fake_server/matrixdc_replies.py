@@ -3,12 +3,13 @@
 from typing import Any
 
 from fake_server.catalog import MATRIXDC_REGION, Sku
+from fake_server.matrixdc_rules import MatrixdcCloud
 from fake_server.matrixdc_types import Instance, Volume
+from fake_server.timings import Guesses
 from fake_server.wire import timestamp
 
 _NULL_TIME = "0001-01-01T00:00:00Z"
 _ANNOTATION_HOST = "demo.cdc.datenfab.com"
-_FEN_PER_CNY = 100
 
 
 def region() -> dict[str, Any]:
@@ -24,7 +25,7 @@ def region() -> dict[str, Any]:
     }
 
 
-def sku(each: Sku, idle: int) -> dict[str, Any]:
+def sku(each: Sku, idle: int, guesses: Guesses) -> dict[str, Any]:
     """One row of GET skus/computings. memoryCount and gpuMemory are GB."""
     return {
         "name": each.gpu,
@@ -49,21 +50,21 @@ def sku(each: Sku, idle: int) -> dict[str, Any]:
         "discountID": "10000",
         "discountStartTime": "2024-08-15T15:26:38+08:00",
         "discountEndTime": "2024-10-01T00:05:00+08:00",
-        "price": each.price_cny,
+        "price": _whole_if_whole(each.price_cny * guesses.matrixdc_price_per_cny),
         "remainGPUCount": idle,
     }
 
 
-def instance(each: Instance, namespace: str) -> dict[str, Any]:
+def instance(each: Instance, cloud: MatrixdcCloud) -> dict[str, Any]:
     """An instance: `servers` and `Pods` only while it runs."""
     order = each.order
     reply = {
         "name": each.name,
-        "namespace": namespace,
+        "namespace": cloud.namespace,
         "Region": MATRIXDC_REGION.cluster_name,
         "displayName": order.display_name,
         "description": "",
-        "annotations": _annotations(each),
+        "annotations": _annotations(each, cloud.guesses),
         "uid": each.uid,
         "servers": _servers(each),
         "image": order.image,
@@ -115,7 +116,7 @@ def _volume(volume: Volume, each: Instance) -> dict[str, Any]:
     }
 
 
-def _annotations(each: Instance) -> dict[str, str]:
+def _annotations(each: Instance, guesses: Guesses) -> dict[str, str]:
     order = each.order
     values = {
         "cost-coupon-id": order.coupon_id,
@@ -131,7 +132,7 @@ def _annotations(each: Instance) -> dict[str, str]:
         "gpu.resource.key": _resource_key(order.sku),
         "region": MATRIXDC_REGION.cluster_name,
         "saveDataEnabled": "false",
-        "unit-price": str(round(order.sku.price_cny * _FEN_PER_CNY)),
+        "unit-price": str(_whole_if_whole(order.sku.price_cny * guesses.matrixdc_unit_price_per_cny)),
     }
     return {f"{_ANNOTATION_HOST}/{key}": value for key, value in values.items()}
 
@@ -147,6 +148,10 @@ def _servers(each: Instance) -> dict[str, Any]:
 
 def _resource_key(each: Sku) -> str:
     return f"nvidia.com/gpu-{each.gpu.lower()}"
+
+
+def _whole_if_whole(amount: float) -> float:
+    return int(amount) if amount == int(amount) else amount
 
 
 def _timestamp_or_null(at: float | None) -> str:

@@ -25,6 +25,7 @@ class MatrixdcCloud:
 
     def __init__(self, ground: Ground, *, namespace: str) -> None:
         self.namespace = namespace
+        self.guesses = ground.guesses
         self.instances: dict[str, Instance] = {}
         self.images: dict[str, Path] = {}
         self.idle = dict(MATRIXDC_GPUS)

@@ -24,10 +24,24 @@ class Timings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guesses:
-    """What the providers leave open and the fake had to decide. No client may depend on these."""
+    """What the providers leave open and the fake had to decide. No client may depend on these.
+
+    Attributes:
+        job_replaces_stopped: a Job's container that the API stopped before its cmd ended is started anew.
+        page_zero_is_first: AutoDL reads page_index 0 as the first page, else as a wrong parameter.
+        matrixdc_*_status: the HTTP status of each kind of refusal.
+        matrixdc_power_on_reply: what power_on answers.
+        matrixdc_price_per_cny: what a SKU's `price` counts, for one yuan an hour.
+        matrixdc_unit_price_per_cny: what the annotation `unit-price` counts, for one yuan.
+    """
 
     job_replaces_stopped: bool = True
-    """A Job's container that the API stopped before its cmd ended is started anew, as Kubernetes does."""
-
+    page_zero_is_first: bool = True
+    matrixdc_unauthorized_status: int = 401
+    matrixdc_bad_request_status: int = 400
+    matrixdc_not_found_status: int = 404
+    matrixdc_conflict_status: int = 409
     matrixdc_no_stock_status: int = 400
-    """HTTP status of a MatrixDC create that finds no free GPU."""
+    matrixdc_power_on_reply: str | None = "ok"
+    matrixdc_price_per_cny: float = 1
+    matrixdc_unit_price_per_cny: float = 100

@@ -72,11 +72,12 @@ def test_a_stop_while_the_container_starts_leaves_none_running(wires: Wires, con
     containers.may_start.clear()
     uuid = wires.deploy(job())
     wires.advance(0.5)
-    wires.data("DELETE", "/deployment", {"deployment_uuid": uuid})
+    wires.data("PUT", "/deployment/operate", {"deployment_uuid": uuid, "operate": "stop"})
     containers.may_start.set()
-    eventually(lambda: wires.advance(0.1) or wires.deployments() == [])
+    shut(wires, uuid)
     assert containers.running() == []
-    assert [machine["gone_at"] is None for machine in wires.truth()] == [False]
+    assert wires.events(uuid) == [each for each in WHOLE_LIFE if each != "running"]
+    assert [(machine["gone_at"] is None, machine["billed_s"]) for machine in wires.truth()] == [(False, 0)]
 
 
 def test_a_container_that_does_not_start_fails_and_is_replaced(wires: Wires, containers: QuietContainers) -> None:

@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 import requests
 
+from fake_server.server import FakeServer
+from fake_server.timings import Guesses
 from tests.fake_server.doubles import QuietContainers
 from tests.fake_server.test_autodl_life import boot, shut
 from tests.fake_server.wires import Wires, job, replica_set
@@ -207,6 +209,14 @@ def test_pages_count_from_one_and_zero_is_read_as_the_first(
     assert [int(row["name"]) for row in page["list"]] == expected
     assert (page["max_page"], page["result_total"], page["page_size"]) == (3, 5, 2)
     assert page["page_index"] == asked["page_index"]
+
+
+def test_whether_page_zero_exists_is_a_setting() -> None:
+    with FakeServer(guesses=Guesses(page_zero_is_first=False), containers=QuietContainers) as fake:
+        wires = Wires(fake)
+        with wires.session:
+            assert wires.autodl("POST", "/deployment/list", {"page_index": 0, "page_size": 10}) == WRONG
+            assert wires.deployments() == []
 
 
 def test_an_empty_list_has_one_page(wires: Wires) -> None:

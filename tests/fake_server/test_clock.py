@@ -106,9 +106,9 @@ def test_one_lane_keeps_its_order_while_another_does_not_wait_for_it() -> None:
     assert seen == []
     blocked.set()
     assert all_done.wait(5)
-    assert seen == ["first", "second"]
     lanes.end()
     lanes.join()
+    assert seen == ["first", "second"]
 
 
 def test_a_failed_job_does_not_stop_its_lane(caplog: pytest.LogCaptureFixture) -> None:

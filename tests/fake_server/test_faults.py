@@ -1,6 +1,5 @@
 """Faults on demand, seen from the client's side of a real socket."""
 
-import threading
 import time
 from typing import Any
 
@@ -9,7 +8,7 @@ import requests
 
 from fake_server.server import FakeServer
 from tests.fake_server.doubles import QuietContainers
-from tests.fake_server.wires import INSTANCES, Wires, eventually, instance, job
+from tests.fake_server.wires import INSTANCES, Wires, eventually, fake_threads, instance, job
 
 HEADERS = {"Authorization": "fake-token"}
 PAGE = {"page_index": 1, "page_size": 10}
@@ -173,4 +172,4 @@ def test_the_end_of_the_fake_lets_go_of_held_replies() -> None:
             list_once(wires, timeout=0.1)
         begun = time.monotonic()
     assert time.monotonic() - begun < 2
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("fake-")] == []
+    eventually(lambda: not fake_threads(), within_s=5)

@@ -254,11 +254,31 @@ def test_a_powered_off_instance_may_find_its_gpus_taken(wires: Wires) -> None:
     assert wires.box(name)["status"] == "Shutdown"
 
 
-def test_the_status_of_no_stock_is_a_setting() -> None:
-    with FakeServer(guesses=Guesses(matrixdc_no_stock_status=409), containers=QuietContainers) as fake:
+def test_what_the_document_leaves_open_is_a_setting() -> None:
+    guesses = Guesses(
+        matrixdc_unauthorized_status=403,
+        matrixdc_bad_request_status=422,
+        matrixdc_not_found_status=410,
+        matrixdc_conflict_status=423,
+        matrixdc_no_stock_status=503,
+        matrixdc_power_on_reply=None,
+        matrixdc_price_per_cny=100,
+        matrixdc_unit_price_per_cny=1000,
+    )
+    with FakeServer(speed=0, guesses=guesses, containers=QuietContainers) as fake:
         wires = Wires(fake)
         with wires.session:
-            wires.matrixdc("POST", INSTANCES, instance(Cost={**COST, "GPUSKUID": "90"}), status=409)
+            wires.matrixdc("GET", "/regions", status=403, namespace="")
+            wires.matrixdc("POST", INSTANCES, {}, status=422)
+            wires.matrixdc("GET", f"{INSTANCES}/nothing", status=410)
+            wires.matrixdc("GET", "/clusters/nothing/instances", status=410)
+            wires.matrixdc("POST", INSTANCES, instance(Cost={**COST, "GPUSKUID": "90"}), status=503)
+            name = running(wires)
+            wires.matrixdc("POST", f"{INSTANCES}/{name}/power_on", status=423)
+            off(wires, name)
+            assert wires.matrixdc("POST", f"{INSTANCES}/{name}/power_on") is None
+            assert skus(wires)["66"]["price"] == 250
+            assert wires.box(name)["annotations"]["demo.cdc.datenfab.com/unit-price"] == "2500"
 
 
 def test_a_machine_that_does_not_start_has_failed_and_holds_no_gpu(wires: Wires, containers: QuietContainers) -> None:

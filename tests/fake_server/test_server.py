@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ import requests
 
 from fake_server.server import FakeServer
 from tests.fake_server.doubles import QuietContainers
-from tests.fake_server.wires import INSTANCES, Wires, eventually, job
+from tests.fake_server.wires import INSTANCES, Wires, eventually, fake_threads, job
 
 CONTROL = {"X-Fake-Control": "fake-control"}
 
@@ -203,9 +202,8 @@ def test_the_end_leaves_no_thread_even_with_a_connection_held_open() -> None:
     with quiet_fake() as fake:
         wires = Wires(fake)
         wires.boxed(wires.rent(), "Running")
-        before = threading.active_count()
-        assert before > 1
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("fake-")] == []
+        assert fake_threads()
+    eventually(lambda: not fake_threads(), within_s=5)
     wires.session.close()
 
 
@@ -270,6 +268,26 @@ def answers(port: int) -> bool:
             return connection.recv(4) == b"SSH-"
     except OSError:
         return False
+
+
+def test_a_missing_isolation_is_said_loudly() -> None:
+    code = """
+import fake_server.__main__ as door
+from functools import partial
+from tests.fake_server.doubles import QuietContainers
+QuietContainers.isolation = "none"
+door.FakeServer = partial(door.FakeServer, containers=QuietContainers)
+raise SystemExit(door.main(["--port", "0"]))
+"""
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root
+    ) as started:
+        url = first_line(started).split()[-1]
+        assert requests.get(f"{url}/_fake/state", headers=CONTROL, timeout=10).json()["isolation"] == "none"
+        started.terminate()
+        _, said = started.communicate(timeout=10)
+    assert "WARNING: no isolation here" in said
 
 
 @pytest.mark.parametrize("arguments", [["--host", "0.0.0.0"], ["--speed", "-1"], ["--port", "x"]])

@@ -1,5 +1,6 @@
 """The two APIs and the control room as plain calls, for the fake's own tests; nothing of gpujobs takes part."""
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -21,6 +22,12 @@ def eventually(look: Callable[[], Found], *, within_s: float = 20.0) -> Found:
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.005)
     return found
+
+
+def fake_threads() -> list[str]:
+    """The threads of a fake that live in this process; its HTTP connections have theirs too."""
+    names = [thread.name for thread in threading.enumerate()]
+    return [name for name in names if name.startswith("fake-") or "process_request_thread" in name]
 
 
 def template(**changes: Any) -> dict[str, Any]:
