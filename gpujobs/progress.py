@@ -68,6 +68,13 @@ def time_text(seconds: float) -> str:
     return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
 
 
+def drop(stream: TextIO) -> None:
+    """Send what is written to `stream`, and what it still holds, nowhere: nobody reads it any more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
 class TerminalReporter:
     """A models.Reporter: phases and notes go to `err`, the job's output to `out`. No call of it ever raises."""
 
@@ -109,7 +116,9 @@ class TerminalReporter:
             if self.cut or not data:
                 return
             text = None if self._cleaner is None else self._cleaner.feed(data)
-            self.cut = not _quietly(lambda: self._write(data, text))
+            if not _quietly(lambda: self._write(data, text)):
+                self.cut = True
+                drop(self._out)
             self._mid_line = not data.endswith(b"\n") and self._cleaner is not None
 
     def rest(self) -> None:
@@ -174,7 +183,7 @@ class _RichBar:
         if self._progress is None or what != self._what:
             self.hide()
             self._progress, self._what = _rich_progress(self._err, bytes_counted=what.startswith(_BYTES)), what
-            self._task = self._progress.add_task(what, total=total)
+            self._task = self._progress.add_task(what, total=total, completed=done)
             self._progress.start()
         if self._task is not None:
             self._progress.update(self._task, completed=done, total=total)

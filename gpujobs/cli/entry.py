@@ -16,7 +16,7 @@ from pathlib import Path
 from gpujobs.cli.output import Output, close_quietly, steady_streams
 from gpujobs.cli.parser import Command, parse
 from gpujobs.errors import Cancelled, GpujobsError
-from gpujobs.progress import clean
+from gpujobs.progress import clean, drop
 
 _SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
 _PASSWORD_IN_URL = re.compile(r"(://[^/\s:@]*:)[^@\s]+@")
@@ -66,7 +66,7 @@ def _fail(argv: Sequence[str], error: GpujobsError) -> int:
             print(f"gpujobs: {message}", file=sys.stderr)  # noqa: T201
         sys.stdout.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop(sys.stdout)
     return error.exit_code
 
 

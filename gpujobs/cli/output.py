@@ -1,13 +1,12 @@
 """What a command prints: text and tables for people, or one JSON value for programs."""
 
 import json
-import os
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from gpujobs.progress import TerminalReporter, clean
+from gpujobs.progress import TerminalReporter, clean, drop
 
 UNKNOWN = "unknown"
 
@@ -72,12 +71,12 @@ def steady_streams() -> None:
 
 def close_quietly(act: Callable[[], int]) -> int:
     """Do `act` and flush; where the reader of our output has gone away, end without a word."""
+    code = 0
     try:
         code = act()
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        drop(sys.stdout)
     return code
 
 

@@ -125,14 +125,15 @@ def test_a_third_ctrl_c_leaves_the_machine_to_the_reaper_and_says_how(cli: Cli, 
 
 
 def test_a_reader_that_goes_away_does_not_end_the_run(cli: Cli, control: Control) -> None:
-    process = cli.start("submit", recipe(cli, run="echo begun; sleep 1; echo more; sleep 0.5"), "--here", "--yes")
+    path = recipe(cli, run="echo begun; sleep 1; echo more; sleep 0.5; exit 9")
+    process = cli.start("submit", path, "--here", "--yes")
     read_until(process, "begun", of="stdout")
     assert process.stdout is not None
     process.stdout.close()
     assert process.stderr is not None
     err = process.stderr.read()
-    assert process.wait(60) == 0, err
-    assert json.loads(cli("status", "--json").stdout)["state"] == "succeeded"
+    assert process.wait(60) == 1, err
+    assert json.loads(cli("status", "--json").stdout)["error"].startswith("the command ended with exit code 9")
     assert control.left() == []
 
 
