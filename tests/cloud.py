@@ -53,7 +53,7 @@ class Control:
 class Memory:
     """A reporter that remembers, and calls back when a phase begins."""
 
-    on_phase: Callable[[str], None] = lambda name: None
+    on_phase: Callable[[str], object] = bool
     phases: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     moved: list[tuple[str, int, int | None]] = field(default_factory=list)

@@ -7,7 +7,14 @@ from tests.cloud import BACKENDS, STARTS, Control, recipe_for
 from tests.lifecycle.test_run import run
 
 ENDPOINTS = {
-    "autodl": ("gpu_stock", "create_deployment", "list_deployments", "list_events", "list_containers", "delete_deployment"),
+    "autodl": (
+        "gpu_stock",
+        "create_deployment",
+        "list_deployments",
+        "list_events",
+        "list_containers",
+        "delete_deployment",
+    ),
     "matrixdc": ("list_regions", "list_skus", "create_instance", "list_instances", "get_instance", "delete_instance"),
 }
 KINDS = ("timeout", "reset", "error_500", "rate_limit_429", "broken_json", "lost_reply")

@@ -4,7 +4,6 @@ import random
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
@@ -105,7 +104,7 @@ def test_a_run_whose_driver_died_is_ended_and_its_outputs_come_home(
 
 
 def test_what_the_provider_lists_no_longer_is_marked_gone(
-    backend: str, host: Host, later: Host, control: Control, tmp_path: Path
+    backend: str, host: Host, later: Host, control: Control
 ) -> None:
     run_id, stop = new_run_id(), StopToken()
     open_run(host, recipe_for(backend), run_id=run_id)
