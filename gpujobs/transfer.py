@@ -89,15 +89,14 @@ def push_file(
         source = _counted(_hashed(_pieces(local), hasher), progress, size)
         command = (
             f"! [ -d {target} ] || {{ echo 'it is a folder' >&2; exit 1; }}; umask 077; "
-            f'mkdir -p "$(dirname -- {target})" && cat >{temporary} && sha256sum <{temporary}'
+            f'mkdir -p "$(dirname -- {target})" && tee {temporary} | sha256sum && wc -c <{temporary}'
         )
         sent = shell.stream_in(command, source, stop=stop).require(f"writing {remote}")
     except OSError as error:
         raise BadInput(f"{local} cannot be sent: {error.strerror}") from error
-    came = sent.stdout[:64].decode("ascii", "replace")
-    if came != hasher.hexdigest():
+    if sent.stdout.split() != [hasher.hexdigest().encode(), b"-", b"%d" % size]:
         shell.run(f"rm -f {temporary}")
-        raise TransferFailed(f"{local} arrived with another hash than it was sent with; send it again")
+        raise TransferFailed(f"{local} did not arrive whole as {remote}: {readable(sent.stderr) or 'send it again'}")
     shell.check(f"chmod {mode:o} {temporary} && mv -f {temporary} {target}", what=f"putting {remote} in place")
 
 
