@@ -51,9 +51,10 @@ class Draft:
             value = parse(text, is_text=_is_text, at=path).value
         except Mistakes as error:
             raise BadInput(f"{place}: {error}") from error
-        if value is None and _is_text(path):
-            value = text  # nothing after the sign: an empty text, where text stands
-        self._parent(path, place)[str(path[-1])] = value
+        parent = self._parent(path, place)
+        parent[str(path[-1])] = text if value is None else value
+        if value is None and not _is_text(path):  # nothing after the sign: as if the key had been left out
+            del parent[str(path[-1])]
         self._places = {known: where for known, where in self._places.items() if known[: len(path)] != path}
         for depth in range(1, len(path) + 1):
             self._places.setdefault(path[:depth], place)
@@ -100,7 +101,7 @@ class Draft:
         if error["type"] == "extra_forbidden":
             return path, unknown_key(path)
         if error["type"] == "missing":
-            return path[:-1], wrong_value(path, error)
+            return path, wrong_value(path, error)
         while path and path not in self._places:  # parts that the model added: one name, read as a list of one
             path = path[:-1]
         words = wrong_value(path, error)

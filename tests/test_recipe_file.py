@@ -145,6 +145,8 @@ def test_an_override_replaces_what_the_file_calls_by_another_name(load: Load) ->
 
 def test_an_empty_override_takes_a_value_away(load: Load) -> None:
     assert load(f"{OK}budget: 5", "budget=").budget is None
+    assert load(f"{OK}retry: {{attempts: 5}}", "retry=", "resources.image=") == load(OK)
+    assert load(OK, "budget=null") == load(OK)
     assert load(OK, "envs.A=").envs == {"A": ""}
 
 
@@ -166,6 +168,10 @@ def test_an_empty_override_takes_a_value_away(load: Load) -> None:
 )
 def test_a_wrong_override_is_named(refusal: Refusal, tmp_path: Path, override: str, words: str) -> None:
     assert refusal(OK, override) == words.format(tmp_path)
+
+
+def test_to_take_away_what_must_be_there_is_a_mistake(refusal: Refusal) -> None:
+    assert refusal(OK, "run=") == "--set run: run is missing; add run: python train.py"
 
 
 def test_an_override_that_is_no_yaml_is_named(refusal: Refusal) -> None:
