@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpujobs import remote
 from gpujobs.clock import StopToken
 from gpujobs.errors import BadInput, Cancelled, RemoteFailure, Unreachable
 from gpujobs.models import Access
@@ -538,6 +539,46 @@ def test_a_killed_supervisor_is_told_on_an_odd_machine(odd_shell: Shell) -> None
     odd_shell.check(f"kill -KILL {pids_of(odd_shell, runner)['pid']}", what="killing")
     assert log_of(runner) == b"up\n"
     assert runner.status().phase == "lost"
+
+
+FULL_DISK = """
+set -e
+mount -t tmpfs -o size=300k tmpfs {disk}
+mkdir -p {disk}/a/work
+cd {disk}/a
+cp {runner} runner.sh
+printf 'max_duration_s=3\\ngrace_s=1\\nlease_s=0\\n' >limits
+printf '%s\\n' '{run}' >run.sh
+touch env installed output.log
+{first}
+sh runner.sh start
+until [ -f exit.json ]; do sleep 0.1; done
+cat exit.json
+"""
+
+
+def on_a_small_disk(disk: Path, *, run: str, first: str = "") -> subprocess.CompletedProcess[str]:
+    runner = Path(remote.__file__).with_name("runner.sh")
+    disk.mkdir()
+    if subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", disk], check=False).returncode:
+        pytest.skip("no file system can be mounted here, so no full disk can be made")
+    script = FULL_DISK.format(disk=disk, runner=runner, run=run, first=first)
+    return subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, check=False, text=True)
+
+
+@pytest.mark.parametrize(
+    ("run", "code", "reason"),
+    [("cat /dev/zero >fill", 1, "exit"), ("cat /dev/zero >fill || sleep 60", 143, "max_duration")],
+)
+def test_a_disk_that_the_work_fills_still_takes_the_record(tmp_path: Path, run: str, code: int, reason: str) -> None:
+    done = on_a_small_disk(tmp_path / "disk", run=run)
+    record = parse_exit(done.stdout.splitlines()[-1])
+    assert (record.code, record.reason) == (code, reason)
+
+
+def test_a_disk_that_is_full_before_the_start_is_told(tmp_path: Path) -> None:
+    done = on_a_small_disk(tmp_path / "disk", run="true", first="cat /dev/zero >../fill || :")
+    assert (done.returncode, "is the disk full?" in done.stderr) == (70, True)
 
 
 # What a machine may say

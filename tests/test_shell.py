@@ -4,9 +4,11 @@ import contextlib
 import logging
 import os
 import shlex
+import signal
 import socket
 import stat
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -416,6 +418,38 @@ def test_a_dribbling_upload_to_a_living_peer_is_left_alone(server: Server) -> No
 
     with server.connect(timeouts=QUICK) as shell:
         assert int(shell.stream_in("wc -c", source()).stdout) > 10
+
+
+SLEEPER = """
+import sys
+from pathlib import Path
+from tests.sshd.machines import QUICK
+from gpujobs.models import Access
+from gpujobs.shell import connect
+port, user, key = sys.argv[1:]
+access = Access(host="127.0.0.1", port=int(port), user=user, password="")
+with connect(access, host_key=None, pkey_path=Path(key), timeouts=QUICK) as shell:
+    print("connected", flush=True)
+    sys.stdin.readline()
+    print(shell.run("echo alive").stdout.decode(), flush=True)
+"""
+
+
+def test_a_controller_that_was_asleep_does_not_blame_the_peer(openssh_server: OpenSsh) -> None:
+    arguments = [str(openssh_server.port), openssh_server.user, str(openssh_server.key)]
+    with subprocess.Popen(
+        [sys.executable, "-c", SLEEPER, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdin
+        assert child.stdout
+        assert child.stdout.readline() == "connected\n"
+        child.send_signal(signal.SIGSTOP)
+        time.sleep(2 * QUICK.dead_after_s)
+        child.send_signal(signal.SIGCONT)
+        time.sleep(0.5)  # the watchdog looks again
+        child.stdin.write("go on\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == "alive\n"
 
 
 def test_closing_from_another_thread_frees_a_blocked_reader(server: Server) -> None:

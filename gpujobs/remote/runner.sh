@@ -135,7 +135,7 @@ start() {
     echo already
     return
   fi
-  echo $$ >started/launcher
+  put started/launcher $$ || die "cannot write to $here: is the disk full?"
   (detach sh "$here/runner.sh" supervise </dev/null >/dev/null 2>supervisor.err) &
   until [ -s pid ]; do
     kill -0 $! 2>/dev/null || [ -s pid ] || die "the supervisor did not start: $(tail -c 400 supervisor.err)"
