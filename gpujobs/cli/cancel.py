@@ -4,6 +4,7 @@ import socket
 import time
 from argparse import Namespace
 from contextlib import suppress
+from dataclasses import replace
 from signal import Signals
 
 from gpujobs import lifecycle, prefect_api, process
@@ -40,7 +41,7 @@ def cancel(args: Namespace, out: Output) -> int:
         ended = host.ledger.get_run(run.id)
         value = summary(ended, host.ledger, host.settings)
     out.value(value)
-    show_end(ended, value, out)
+    show_end(replace(ended, error="") if ended.state == "cancelled" else ended, value, out)
     return 0
 
 

@@ -39,7 +39,8 @@ class Output(NamedTuple):
             self.text("  ".join(_padded(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
     def tell(self, text: str) -> None:
-        """Say something on the way, on standard error."""
+        """Say something on the way, on standard error, behind what is printed already."""
+        sys.stdout.flush()
         print(clean(text), file=sys.stderr, flush=True)  # noqa: T201
 
     def reporter(self) -> TerminalReporter:

@@ -35,9 +35,9 @@ def summary(run: Run, ledger: Ledger, found: Settings) -> Mapping[str, Any]:
 
 
 def show_end(run: Run, value: Mapping[str, Any], out: Output) -> None:
-    """Print the end of a run for people."""
+    """Print the end of a run for people: what went wrong on standard error, and all else as the answer."""
     took = f" after {time_text((run.ended_at - run.created_at).total_seconds())}" if run.ended_at else ""
-    out.text(f"run {run.id} ({run.name}) {run.state}{took}" + (f": {run.error}" if run.error else ""))
+    out.text(f"run {run.id} ({run.name}) {run.state}{took}")
     for name, path in value["outputs"].items():
         out.text(f"  {name}: {path}")
     alive = value["machines_alive"]
@@ -46,6 +46,8 @@ def show_end(run: Run, value: Mapping[str, Any], out: Output) -> None:
     out.text(f"{alive} machine{'' if alive == 1 else 's'} alive")
     if alive:
         out.text("it may still cost money; release it with: gpujobs reap")
+    if run.error and not out.json:
+        out.tell(f"gpujobs: {run.error}")
 
 
 def show_attempts(attempts: Sequence[Attempt], machines: Sequence[MachineRecord], out: Output) -> None:

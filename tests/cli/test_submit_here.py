@@ -67,7 +67,7 @@ def test_a_job_that_fails_ends_with_1_and_says_how(
 ) -> None:
     done = cli("submit", recipe(cli, run=run), "--here", "--yes")
     assert done.returncode == code
-    assert re.search(message, done.stdout)
+    assert re.search(f"^gpujobs: {message}", done.stderr, re.MULTILINE)
     assert "Traceback" not in done.stderr
     assert control.left() == []
 
@@ -75,7 +75,7 @@ def test_a_job_that_fails_ends_with_1_and_says_how(
 def test_an_output_that_was_not_written_ends_with_1(cli: Cli, control: Control) -> None:
     done = cli("submit", recipe(cli, run="true", more="outputs: {res: nowhere}"), "--here", "--yes")
     assert done.returncode == 1
-    assert re.search(r"outputs that the command did not write: res \(nowhere\)", done.stdout)
+    assert "gpujobs: outputs that the command did not write: res (nowhere)" in done.stderr
     assert control.left() == []
 
 
