@@ -221,15 +221,13 @@ class Watcher:
         fresh = [event for event in events if self._is_new(event)]
         for event in fresh:
             self._tell(event)
-        news = bool(fresh)
         newest = {event.machine_id: event for event in events}
         for watch in watches:
             watch.answered()
             last = newest.get(watch.machine.id)
             if last is not None:
-                news |= last.status != watch.machine.status
                 watch.hear(last)
-        return news
+        return bool(fresh)
 
     def _is_new(self, event: Event) -> bool:
         keys = self._heard.setdefault(event.machine_id, OrderedDict())

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from gpujobs.backends._autodl_replies import GpuStock
 from gpujobs.backends._autodl_wire import AutoDLClient
 from gpujobs.backends._reading import gpu_key, nearest, unknown
 from gpujobs.clock import Clock
-from gpujobs.errors import BadInput
+from gpujobs.errors import BadInput, Refused
 from gpujobs.models import Offer
 from gpujobs.recipe import Recipe, Resources
 
@@ -93,11 +93,19 @@ class StockBook:
         want = recipe.resources
         places = _places(want)
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            stocks = dict(zip(places, pool.map(self._client.gpu_stock, places), strict=True))
+            stocks = self._stocks(
+                places, list(pool.map(self._stock_of, places)), named=bool(want.regions_for("autodl"))
+            )
             found = sorted(_candidates(want, places, stocks), key=lambda one: -one.idle)
             priced = pool.map(lambda pair: self._offer(want, pair[1], priced=pair[0] < _PRICED), enumerate(found))
             offers = [offer for offer in priced if offer is not None]
         return sorted(offers, key=lambda one: (one.price_cny_per_h is None, one.price_cny_per_h or 0.0, -one.free))
+
+    def _stock_of(self, region: str) -> Mapping[str, GpuStock] | Refused:
+        try:
+            return self._client.gpu_stock(region)
+        except Refused as error:
+            return error
 
     def _offer(self, want: Resources, at: _Candidate, *, priced: bool) -> Offer | None:
         top = PRICE_CAP_PER_GPU if want.max_price is None else math.floor(want.max_price * CNY / at.count)
@@ -153,6 +161,18 @@ def _places(want: Resources) -> Mapping[str, str]:
     if wanted is None:
         return {}
     return {region_sign(word): word for word in wanted} if wanted else {sign: sign for sign in REGIONS}
+
+
+def _paired(
+    places: Iterable[str], answers: Sequence[Mapping[str, GpuStock] | Refused], *, named: bool
+) -> Mapping[str, Mapping[str, GpuStock]]:
+    """Pair regions with their stock; one that AutoDL refuses counts as empty, unless the recipe names it."""
+    refusals = [answer for answer in answers if isinstance(answer, Refused)]
+    if refusals and (named or len(refusals) == len(answers)):
+        raise refusals[0]
+    return {
+        region: {} if isinstance(answer, Refused) else answer for region, answer in zip(places, answers, strict=True)
+    }
 
 
 def _candidates(

@@ -154,14 +154,10 @@ class Door:
         problem = self._status_problem(call, status, headers, body)
         if problem is not None:
             raise problem
-        flaw = ""
         try:
             return decode(body)
-        except (
-            ValueError,
-            RecursionError,
-        ) as error:  # what it holds may be secret, so the error itself goes no further
-            flaw = type(error).__name__
+        except (ValueError, RecursionError) as error:
+            flaw = type(error).__name__  # alone: the error itself may hold a password
         raise self.unsettled(call, f"its reply is not what its document says ({flaw}, {len(body)} bytes)")
 
     def _exchange(self, call: Call, answer_s: float) -> tuple[int, Mapping[str, str], bytes]:
@@ -179,7 +175,7 @@ class Door:
                 return reply.status_code, reply.headers, self._body(reply, answer_s)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             problem = self._lost(call, error)
-        raise problem  # outside of the handler: a library's error may carry the request with its headers
+        raise problem  # out here, so that a library's error, which holds the request with its token, is not its context
 
     def _body(self, reply: requests.Response, answer_s: float) -> bytes:
         ends = self.clock.monotonic() + answer_s

@@ -3,6 +3,7 @@
 Source: AutoDL's API document, "弹性部署API文档". The endpoints are in `_autodl_wire`.
 """
 
+import logging
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from gpujobs.settings import Account
 
 _LIVING = ("creating", "created", "starting", "oss_merged", "running", "shutting_down")
 _COMMENT_CAP = 100
+_log = logging.getLogger("gpujobs.backends.autodl")
 _SETTLING_S = 30.0  # for so long a list may lack what we made
 _ENDING_S = 86400.0
 
@@ -98,9 +100,19 @@ class AutoDL:
         """Give all events of each machine, oldest first, the last one of each being where it stands now.
 
         One call a machine, and one more for a machine that waits for a host, is over, or was asked to end: its
-        events alone cannot tell whether it is gone.
+        events alone cannot tell whether it is gone. A refusal of one machine leaves the others their news.
         """
-        return [event for machine in machines for event in self._events_of(machine)]
+        events: list[Event] = []
+        refusals: list[Refused] = []
+        for machine in machines:
+            try:
+                events += self._events_of(machine)
+            except Refused as error:
+                _log.warning("no news of %s: %s", machine.name, error)
+                refusals.append(error)
+        if refusals and len(refusals) == len(machines):
+            raise refusals[0]
+        return events
 
     def access(self, machine: Machine) -> Access | None:
         """Give the running container's address; None while there is none."""
@@ -242,7 +254,10 @@ class AutoDL:
     def _status_by_containers(self, deployment: Deployment) -> MachineStatus:
         """Look at the containers themselves, since the list may count none that live, or none that ended."""
         uuid = deployment.uuid
-        found = [*self._client.containers(uuid), *self._client.containers(uuid, released=True)]
+        try:
+            found = [*self._client.containers(uuid), *self._client.containers(uuid, released=True)]
+        except NotFound:
+            return MachineStatus.GONE
         statuses = {one.uuid: self._containers.read(one.status) for one in found}
         living = [status for status in statuses.values() if status not in OVER]
         if living:

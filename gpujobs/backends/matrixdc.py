@@ -64,6 +64,7 @@ class MatrixDC:
         self._clock = clock
         self._table = StatusTable(self.name, _STATUS)
         self._lock = threading.Lock()
+        self._warned: set[str] = set()
         self._seen: dict[str, tuple[str, datetime]] = {}  # by machine: its status and since when
         self._made = Recent(clock, kept_s=_SETTLING_S)
         self._ending = Recent(clock, kept_s=_ENDING_S)
@@ -225,7 +226,8 @@ class MatrixDC:
 
     def _list(self, cluster: str) -> InstanceList:
         listed = self._client.instances(cluster)
-        if not listed.complete:
+        if not listed.complete and cluster not in self._warned:
+            self._warned.add(cluster)
             _log.warning(
                 "MatrixDC lists only %d of %s instances in %s, and documents no way to the next page",
                 len(listed.nodes),

@@ -17,7 +17,7 @@ from gpujobs.settings import Account
 from tests.fake_server.doubles import QuietContainers
 
 HURRY = Patience(connect_s=2.0, read_s=1.0, act_s=1.0)
-TOKEN = "canary-token-3f9a"
+TOKEN = "canary-3f9a-5d1e"
 SPEED = 10.0
 
 

@@ -1,7 +1,7 @@
 """AutoDL's backend: what is its own, at the fake and at servers that say odd things."""
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -262,6 +262,32 @@ def test_any_of_several_gpus_may_be_unknown_here(backend: AutoDL) -> None:
     assert {offer.gpu for offer in backend.offers(recipe)} == {"L20"}
 
 
+NO_REGION = Answer(body={"code": "RequestParameterIsWrong", "msg": "请求参数错误", "data": None})
+
+
+def stock_but_in(*closed: str) -> Callable[[Request], Answer]:
+    def answer(asked: Request) -> Answer:
+        if asked.body["region_sign"] in closed:
+            return NO_REGION
+        return ok({"L20": {"idle_gpu_num": 2, "total_gpu_num": 4}})
+
+    return answer
+
+
+def test_a_region_that_autodl_closed_does_not_hide_the_others() -> None:
+    with canned(stock_but_in("westDC2", "foshanDC1")) as api:
+        offers = backend_at(api.url).offers(recipe_of("L20"))
+    assert len(offers) == 9
+    assert not {"westDC2", "foshanDC1"} & {offer.region for offer in offers}
+
+
+def test_a_refusal_of_the_region_that_the_recipe_names_or_of_all_is_told() -> None:
+    with canned(stock_but_in("westDC2")) as api, pytest.raises(Refused, match="westDC2"):
+        backend_at(api.url).offers(recipe_of("L20", resources={"infra": ["autodl/westDC2", "autodl/westDC3"]}))
+    with canned(lambda _: NO_REGION) as api, pytest.raises(Refused):
+        backend_at(api.url).offers(recipe_of("L20"))
+
+
 # events
 
 
@@ -312,6 +338,16 @@ def test_the_container_that_lives_has_the_last_word_over_the_one_it_replaced() -
         event("old", "running", 10),
     )
     assert words(events) == ["old:running", "old:shutting_down", "old:shutdown", "new:creating"]
+
+
+def test_the_container_that_lives_has_the_last_word_though_it_is_the_older_one() -> None:
+    rows = [
+        event("b", "shutdown", 40),
+        event("b", "creating", 30),
+        event("a", "running", 20),
+        event("a", "creating", 10),
+    ]
+    assert words(heard(*rows)) == ["b:creating", "b:shutdown", "a:creating", "a:running"]
 
 
 def test_an_unknown_word_stands_where_its_time_puts_it() -> None:
@@ -407,6 +443,26 @@ def test_one_just_made_is_not_called_gone_because_a_list_is_behind() -> None:
         assert [one.status for one in backend.events([machine])] == [MachineStatus.GONE]
         with pytest.raises(NotFound):
             backend.refresh(machine)
+
+
+def test_a_refusal_of_one_machine_leaves_the_others_their_news() -> None:
+    def answer(asked: Request) -> Answer:
+        return page(event("c", "running", 9)) if asked.body["deployment_uuid"] == "d1" else NO_REGION
+
+    with canned(answer) as api:
+        backend = backend_at(api.url)
+        odd = replace(MACHINE, id="odd")
+        assert [one.machine_id for one in backend.events([odd, MACHINE])] == ["d1"]
+        with pytest.raises(Refused):
+            backend.events([odd])
+        assert backend.events([]) == []
+
+
+def test_a_deployment_that_vanishes_while_it_is_looked_at_is_gone() -> None:
+    row = {**DEPLOYMENT, "name": NAME, "deployment_type": "Job", "finished_num": 0, "status": "running"}
+    missing = Answer(body={"code": "RecordNotFoundError", "msg": "", "data": None})
+    with canned(lambda asked: missing if "container" in asked.path else page(row)) as api:
+        assert [one.status for one in backend_at(api.url).find("gj-")] == [MachineStatus.GONE]
 
 
 def test_the_events_of_a_running_machine_cost_one_call(backend: AutoDL, server: FakeServer) -> None:
