@@ -238,7 +238,7 @@ class _Life:
             try:
                 job.stop.raise_if_stopped()
                 plan = make_plan(job.host, job.recipe)
-                trouble = "nothing that fits is free now; " + ("; ".join(plan.refused) or "no stock")
+                trouble = plan.nothing_free
             except Unavailable as error:
                 plan, trouble = None, str(error)
             if plan and plan.choices:
@@ -246,7 +246,7 @@ class _Life:
                 self._ledger.update_run(job.run.id, estimate_cny=plan.estimate_cny)
                 return
             if self._clock.monotonic() - started >= job.recipe.retry.wait:
-                raise NoCapacity(f"{trouble}; allow other places or GPUs in resources, or set retry.wait, as 2h")
+                raise NoCapacity(trouble)
             job.reporter.phase("plan", "waiting for a free card")
             job.stop.sleep(self._clock, job.host.timing.stock_s * job.host.dice.uniform(0.8, 1.2))
 

@@ -1,6 +1,6 @@
 """What a recipe would rent, where and at what price; nothing here rents."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,12 @@ class Plan:
     warnings: Sequence[str]
     estimate_cny: float | None
 
+    @property
+    def nothing_free(self) -> str:
+        """Say why there are no choices, and what would help."""
+        why = "; ".join(self.refused)
+        return f"nothing that fits is free now: {why}; or allow other places or GPUs, or set retry.wait, as 2h"
+
 
 def check_local(host: Host, recipe: Recipe) -> None:
     """Refuse what is missing on this side; raises BadInput that names the file or the secret."""
@@ -62,7 +68,9 @@ def make_plan(host: Host, recipe: Recipe) -> Plan:
     for name in _allowed(host, recipe):
         try:
             backend = host.backend(name)
-            choices += _choices(host.ledger, backend, recipe)
+            found = _choices(host.ledger, backend, recipe)
+            choices += found
+            refused += [] if found else [f"{name}: {_why_none(backend, recipe)}"]
         except (BadInput, Unavailable) as error:
             errors.append(error)
             refused.append(f"{name}: {error}")
@@ -95,7 +103,7 @@ def _allowed(host: Host, recipe: Recipe) -> Sequence[str]:
     return found
 
 
-def _choices(ledger: Ledger, backend: Backend, recipe: Recipe) -> Iterator[Choice]:
+def _choices(ledger: Ledger, backend: Backend, recipe: Recipe) -> Sequence[Choice]:
     if recipe.snapshot and not backend.has_snapshots:
         raise BadInput(
             "it cannot save snapshots; remove `snapshot`, or leave only backends that can in resources.infra"
@@ -106,7 +114,27 @@ def _choices(ledger: Ledger, backend: Backend, recipe: Recipe) -> Iterator[Choic
         offers = [offer for offer in backend.offers(recipe) if offer.price_cny_per_h is not None]
     else:
         offers = list(backend.offers(recipe))
-    return (Choice(offer=offer, image=image) for offer in offers)
+    return [Choice(offer=offer, image=image) for offer in offers]
+
+
+def _why_none(backend: Backend, recipe: Recipe) -> str:
+    """Say what would have to give for an offer: asked only when there is none, by asking again for less."""
+    want = recipe.resources
+    wanted = ", ".join(want.accelerators)
+    if want.max_price is not None and (dearer := backend.offers(_asking(recipe, max_price=None))):
+        prices = [offer.price_cny_per_h for offer in dearer if offer.price_cny_per_h is not None]
+        least = f"from {min(prices):.2f} CNY/h" if prices else "at a higher price"
+        return f"{wanted} is free {least}, above max_price {want.max_price:.2f}; raise resources.max_price"
+    if backend.offers(_asking(recipe, max_price=None, cpus=1, memory=1, cuda="")):
+        return (
+            f"{wanted} is free, but not with cpus {want.cpus}+, memory {want.memory}+"
+            f"{f', cuda {want.cuda}' if want.cuda else ''}; lower these in resources"
+        )
+    return f"no {wanted} is free"
+
+
+def _asking(recipe: Recipe, **less: object) -> Recipe:
+    return recipe.model_copy(update={"resources": recipe.resources.model_copy(update=less)})
 
 
 def _image(ledger: Ledger, backend: str, recipe: Recipe) -> str:

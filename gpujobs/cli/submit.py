@@ -40,10 +40,7 @@ def submit(args: Namespace, out: Output) -> int:
         plan = make_plan(host, recipe)
         show_plan(recipe, plan, out)
         if not plan.choices and not recipe.retry.wait:
-            why = "; ".join(plan.refused) or "no stock"
-            raise NoCapacity(
-                f"nothing that fits is free now ({why}); allow more in resources, or set retry.wait, as 2h"
-            )
+            raise NoCapacity(plan.nothing_free)
         with Interrupts() as interrupts:
             if not args.yes:
                 _confirm(interrupts, out)
