@@ -92,10 +92,9 @@ class StockBook:
         """
         want = recipe.resources
         places = _places(want)
+        named = bool(want.regions_for("autodl"))
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            stocks = self._stocks(
-                places, list(pool.map(self._stock_of, places)), named=bool(want.regions_for("autodl"))
-            )
+            stocks = _paired(places, list(pool.map(self._stock_of, places)), named=named)
             found = sorted(_candidates(want, places, stocks), key=lambda one: -one.idle)
             priced = pool.map(lambda pair: self._offer(want, pair[1], priced=pair[0] < _PRICED), enumerate(found))
             offers = [offer for offer in priced if offer is not None]
