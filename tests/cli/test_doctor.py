@@ -52,7 +52,7 @@ def test_a_wrong_token_is_named_and_not_shown(cli: Cli, name: str) -> None:
 class Unverified(BaseHTTPRequestHandler):
     """AutoDL's answer to every call of an account that is not verified; seen live."""
 
-    def do_POST(self) -> None:  # noqa: N802 - the base class's name
+    def do_POST(self) -> None:
         """Refuse."""
         body = json.dumps({"code": "BadRequest", "msg": "无当前资源访问权限", "data": None}).encode()
         self.send_response(200)
