@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fake_server.autodl_fleet import Fleet
 from fake_server.autodl_types import BOOTING, Container, Event, Status
-from fake_server.catalog import GPUS
+from fake_server.catalog import AUTODL_USER_ID, GPUS
 from fake_server.ground import Ground
 from fake_server.spec import ContainerSpec, Endpoint
 from fake_server.truth import MachineTruth
@@ -125,11 +125,11 @@ class Lives:
         container.stopped_at = now
         self._ground.truth.gone(container.uuid, now)
         self._fleet.free(container.host, container.gpu_count)
-        if status == "shutdown" and container.keep_for_reuse and container.started_at is not None:
+        reusable = status == "shutdown" and container.keep_for_reuse and container.started_at is not None
+        if reusable:
             container.status = "in_cache"
             self._fleet.keep(container)
-        else:
-            self._ground.drop_folders(container.uuid, self._disk(container), self._data_disk(container))
+        self._ground.weigh(container.uuid, self._disk(container), self._data_disk(container), remove=not reusable)
         self._on_end(container)
 
     def _reach(self, container: Container, *statuses: Status) -> None:
@@ -160,6 +160,7 @@ def _truth(container: Container) -> MachineTruth:
         provider="autodl",
         id=container.uuid,
         name=container.deployment.name,
+        owner=AUTODL_USER_ID,
         gpu=container.host.gpu_name,
         gpu_count=container.gpu_count,
         region=container.host.data_center,

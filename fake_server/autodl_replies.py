@@ -6,12 +6,11 @@ from typing import Any
 from fake_server.autodl_requests import ContainerList, Paged, moment, open_span
 from fake_server.autodl_rules import AutodlCloud, image_name
 from fake_server.autodl_types import BOOTING, Ban, Container, Deployment, Event, Template
-from fake_server.catalog import PrepaidHours, PrivateImage
+from fake_server.catalog import AUTODL_USER_ID, PrepaidHours, PrivateImage
 from fake_server.wire import timestamp
 
 _GIB = 2**30
 _DEFAULT_PAGE_SIZE = 10
-_USER_ID = 58
 
 
 def page(rows: Sequence[dict[str, Any]], asked: Paged | ContainerList) -> dict[str, Any]:
@@ -44,7 +43,7 @@ def deployment(each: Deployment, containers: Sequence[Container]) -> dict[str, A
     """One row of deployment/list."""
     return {
         "id": each.id,
-        "uid": _USER_ID,
+        "uid": int(AUTODL_USER_ID),
         "uuid": each.uuid,
         "name": each.name,
         "deployment_type": each.kind,

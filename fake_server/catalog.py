@@ -63,6 +63,7 @@ _AUTODL: dict[str, tuple[tuple[str, int, int, int, int, int, int, int], ...]] = 
 }
 
 AUTODL_REGIONS = tuple(_AUTODL)
+AUTODL_USER_ID = "58"
 
 
 @cache

@@ -60,6 +60,7 @@ def blueprint(wire: Wire, reset: Callable[[], None]) -> Blueprint:
 
     serve("state", "GET /state", _state)
     serve("ledger", "GET /ledger", _ledger)
+    serve("calls", "GET /calls", _calls)
     serve("reset", "POST /reset", _reset)
     serve("clock", "POST /clock", _clock)
     serve("stock", "POST /stock", _stock)
@@ -91,6 +92,15 @@ def _state(room: _Room) -> Any:
 
 def _ledger(room: _Room) -> Any:
     return room.world.ledger()
+
+
+def _calls(room: _Room) -> Any:
+    limit = request.args.get("limit", "1000")
+    if not limit.isascii() or not limit.isdigit():
+        raise ValueError("limit is a number of calls")
+    ground = room.world.ground
+    with ground.lock:
+        return ground.call_log.as_json(limit=int(limit))
 
 
 def _reset(room: _Room) -> Any:

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from fake_server import disk_change
+from fake_server.call_log import CallLog
 from fake_server.clock import Timeline
 from fake_server.containers import Containers
 from fake_server.lanes import Lanes
@@ -43,6 +45,7 @@ class Ground:
         self.guesses = guesses
         self.truth = Truth()
         self.calls: Counter[str] = Counter()
+        self.call_log = CallLog()
         self.random = random.Random(seed)  # noqa: S311 -- ids, which a seed makes repeatable; passwords come from secrets
         self.folder = folder
         self.on_cmd_exit: dict[str, Callable[[], None]] = {}
@@ -138,11 +141,15 @@ class Ground:
 
         self._lanes.submit(name, job)
 
-    def drop_folders(self, name: str, *folders: Path) -> None:
-        """Remove folders after all earlier work on that machine."""
+    def weigh(self, name: str, disk: Path, *volumes: Path, remove: bool) -> None:
+        """Enter in the ledger what a released machine wrote, after all earlier work on it; then its folders may go."""
 
         def job() -> None:
-            for folder in folders:
+            change = disk_change.measure(disk, [disk, *volumes])
+            if change is not None:
+                with self.lock:
+                    self.truth.left(name, change)
+            for folder in (disk, *volumes) if remove else ():
                 shutil.rmtree(folder, ignore_errors=True)
 
         self._lanes.submit(name, job)
@@ -171,6 +178,8 @@ class Ground:
                     kind=record.kind,
                     exit_code=record.exit_code,
                     bytes_written=record.bytes_written,
+                    sha256=record.sha256,
+                    output_head=record.output_head.decode(errors="replace"),
                     started_at=ended_at - (record.ended_at - record.started_at) * self.timeline.speed,
                     ended_at=ended_at,
                 ),

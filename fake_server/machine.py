@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from asyncssh import SSHKey
 
 from fake_server import image
+from fake_server.output import HEAD_BYTES, sum_of
 from fake_server.processes import Command, Processes
 from fake_server.session import Inside
 from fake_server.spec import CommandKind, CommandRecord, ContainerSpec, Isolation
@@ -53,7 +54,7 @@ class Machine:
             home=self._home,
             env=self._env,
             processes=self._processes,
-            record=self._reports.on_command,
+            record=self._report,
         )
         root = self._spec.disk / "root"
         self._sshd = Sshd(inside, sock=sock, key=key, password=self._spec.password, root=root)
@@ -70,8 +71,8 @@ class Machine:
 
         def ended(exit_code: int) -> None:
             with output:
-                size = os.fstat(output.fileno()).st_size
-            self._reports.on_command(
+                written = sum_of(output)
+            self._report(
                 CommandRecord(
                     machine=self._spec.name,
                     kind=kind,
@@ -79,7 +80,9 @@ class Machine:
                     started_at=started_at,
                     ended_at=time.time(),
                     exit_code=exit_code,
-                    bytes_written=size,
+                    bytes_written=written.size_bytes,
+                    sha256=written.sha256,
+                    output_head=written.head,
                 )
             )
             on_exit(exit_code)
@@ -120,6 +123,17 @@ class Machine:
             await sshd.open()
         except OSError:
             LOG.exception("the SSH server of %s does not start", self._spec.name)
+
+    def _report(self, record: CommandRecord) -> None:
+        """Report a command, without the machine's password wherever it shows."""
+        password, hidden = self._spec.password, "[password]"
+        self._reports.on_command(
+            replace(
+                record,
+                command=record.command.replace(password, hidden),
+                output_head=record.output_head.replace(password.encode(), hidden.encode())[:HEAD_BYTES],
+            )
+        )
 
     def _on_cmd_exit(self, exit_code: int) -> None:
         if not self._stopping:

@@ -61,7 +61,7 @@ class MatrixdcCloud:
         )
         self._take_gpus(instance)
         self.instances[name] = instance
-        self._ground.truth.made(_truth(instance))
+        self._ground.truth.made(_truth(instance, owner=self.namespace))
         self._ground.timeline.after(self._ground.timings.matrixdc_creating_s, partial(self._boot, instance))
         if order.prepaid_s:
             instance.stops_at = now + order.prepaid_s
@@ -175,7 +175,7 @@ class MatrixdcCloud:
         self._ground.truth.gone(instance.name, self._ground.timeline.now())
         del self.instances[instance.name]
         volumes = (self._folder / "volumes" / volume.pvc for volume in instance.volumes)
-        self._ground.drop_folders(instance.name, self._disk(instance), *volumes)
+        self._ground.weigh(instance.name, self._disk(instance), *volumes, remove=True)
 
     def _expire(self, instance: Instance) -> None:
         if instance.status == "Running":
@@ -220,12 +220,13 @@ class MatrixdcCloud:
         return str(UUID(int=self._ground.random.getrandbits(128), version=4))
 
 
-def _truth(instance: Instance) -> MachineTruth:
+def _truth(instance: Instance, *, owner: str) -> MachineTruth:
     order = instance.order
     return MachineTruth(
         provider="matrixdc",
         id=instance.name,
         name=order.display_name,
+        owner=owner,
         gpu=order.sku.gpu,
         gpu_count=order.sku.gpu_count,
         region=MATRIXDC_REGION.name,

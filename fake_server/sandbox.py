@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fake_server import image
+from fake_server import disk_change, image
 from fake_server.spec import ContainerSpec, Isolation
 
 INIT = Path(__file__).with_name("init.py")
@@ -134,6 +134,7 @@ def start(spec: ContainerSpec, isolation: Isolation, folder: Path) -> Sandbox:
         binds = [*image.system_binds(), *image.disk_binds(spec.disk), *image.volume_binds(spec.volumes)]
         binds += [*image.conda_binds(spec.disk, spec.conda), *runtime]
         image.make_mount_points(binds)
+    disk_change.mark(spec.disk, spec.name)
     plan = Plan(isolation=isolation, hostname=spec.hostname, root=root, binds=binds, memory_gb=spec.memory_gb)
     return launch(plan, log=folder / "log", python=f"{spec.conda}/bin/{image.VERSION}")
 

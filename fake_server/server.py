@@ -20,7 +20,7 @@ from fake_server import autodl, control, matrixdc
 from fake_server.containers import Containers
 from fake_server.faults import Faults
 from fake_server.timings import Guesses, Timings
-from fake_server.wire import CUT, Wire, json_reply
+from fake_server.wire import CUT, Wire, json_reply, log_call
 from fake_server.world import World
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -157,6 +157,7 @@ class FakeServer:
         )
         app = Flask(__name__, static_folder=None)
         app.before_request(_refuse_foreign_hosts)
+        app.after_request(lambda reply: log_call(wire, reply))
         app.register_blueprint(autodl.blueprint(wire), url_prefix="/api/v1/dev")
         app.register_blueprint(matrixdc.blueprint(wire), url_prefix="/mdc/api/v1")
         app.register_blueprint(control.blueprint(wire, self.reset), url_prefix="/_fake")

@@ -15,6 +15,7 @@ import asyncssh
 from asyncssh.constants import MSG_CHANNEL_REQUEST
 from asyncssh.packet import Boolean, String, UInt32
 
+from fake_server.output import OutputSum
 from fake_server.processes import Command, Processes
 from fake_server.pump import CHUNK_BYTES, Sink, Source
 from fake_server.spec import CommandKind, CommandRecord
@@ -51,7 +52,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         self._early: list[bytes] = []
         self._started_at = self._ended_at = 0.0
         self._exit_code: int | None = None
-        self._bytes_written = 0
+        self._output = OutputSum()
         self._recorded = False
 
     # What the client asks for
@@ -191,7 +192,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
     def _write(self, chan: asyncssh.SSHServerChannel[bytes], data: bytes, kind: int | None) -> None:
         with suppress(OSError):
             chan.write(data, kind)
-            self._bytes_written += len(data)
+            self._output.add(data)
 
     def _on_output_end(self, source: Source) -> None:
         self._sources.discard(source)
@@ -222,7 +223,9 @@ class Session(asyncssh.SSHServerSession[bytes]):
                 started_at=self._started_at,
                 ended_at=self._ended_at,
                 exit_code=self._exit_code,
-                bytes_written=self._bytes_written,
+                bytes_written=self._output.size_bytes,
+                sha256=self._output.sha256,
+                output_head=self._output.head,
             )
         )
 

@@ -46,7 +46,8 @@ class Endpoint:
 class CommandRecord:
     """One command that ran on a machine, from start to end (seconds since the epoch).
 
-    A negative ``exit_code`` is the signal that ended it; ``bytes_written`` counts stdout and stderr sent to the client.
+    A negative ``exit_code`` is the signal that ended it; ``bytes_written`` counts stdout and stderr sent to the client,
+    ``sha256`` is the hash of those bytes in the order they were sent, and ``output_head`` their beginning.
     """
 
     machine: str
@@ -56,3 +57,5 @@ class CommandRecord:
     ended_at: float
     exit_code: int
     bytes_written: int
+    sha256: str = ""
+    output_head: bytes = field(default=b"", repr=False)

@@ -1,6 +1,7 @@
 """The ledger of truth: every machine ever made, its bill, its commands. No API call of either cloud reads it."""
 
-from dataclasses import asdict, dataclass, field
+import math
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 Provider = Literal["autodl", "matrixdc"]
@@ -8,14 +9,29 @@ Provider = Literal["autodl", "matrixdc"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """One command that a machine ran. Times are simulated; a negative exit code is a signal."""
+    """One command that a machine ran. Times are simulated; a negative exit code is a signal.
 
+    `run_token` is given by the ledger and names this one start; `sha256` is that of stdout and stderr as they were
+    sent, and `output_head` their first 200 bytes as text.
+    """
+
+    run_token: str = ""
     command: str
     kind: str
     exit_code: int
     bytes_written: int
+    sha256: str = ""
+    output_head: str = ""
     started_at: float
     ended_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskChange:
+    """What a machine had written to its own disks when it was released: files new or changed, and their size."""
+
+    files: int
+    size_bytes: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -25,6 +41,7 @@ class MachineTruth:
     provider: Provider
     id: str
     name: str
+    owner: str
     gpu: str
     gpu_count: int
     region: str
@@ -33,8 +50,10 @@ class MachineTruth:
     gone_at: float | None = None
     billed_s: float = 0.0
     prepaid_cny: float = 0.0
+    coupon_cny: float = 0.0
     powered_at: float | None = None
     commands: list[Command] = field(default_factory=list)
+    disk_change: DiskChange | None = None
 
     def billed_until(self, now: float) -> float:
         """Return the seconds billed so far."""
@@ -44,12 +63,21 @@ class MachineTruth:
         """Return the row that the control room shows."""
         row = asdict(self)
         billed_s = self.billed_until(now)
+        used_cny = billed_s / 3600 * self.price_cny_per_h
+        cost_cny = self.prepaid_cny + used_cny
         row.update(
             billed_s=round(billed_s, 6),
             powered=self.powered_at is not None,
-            cost_cny=round(self.prepaid_cny + billed_s / 3600 * self.price_cny_per_h, 6),
+            cost_cny=round(cost_cny, 6),
+            cost_fen=to_fen(cost_cny),
+            paid_fen=to_fen(cost_cny - min(self.coupon_cny, used_cny)),
         )
         return row
+
+
+def to_fen(cny: float) -> int:
+    """Return an amount in fen, half a fen up; what is off by less than a millionth of a yuan counts as even."""
+    return math.floor(round(cny * 100, 4) + 0.5)
 
 
 class Truth:
@@ -79,7 +107,12 @@ class Truth:
 
     def ran(self, machine_id: str, command: Command) -> None:
         """Note a command that ended."""
-        self.machines[machine_id].commands.append(command)
+        commands = self.machines[machine_id].commands
+        commands.append(replace(command, run_token=f"{machine_id}#{len(commands) + 1}"))
+
+    def left(self, machine_id: str, change: DiskChange) -> None:
+        """Note what a released machine had written."""
+        self.machines[machine_id].disk_change = change
 
     def alive(self) -> list[MachineTruth]:
         """Return the machines that exist now."""

@@ -2,19 +2,24 @@
 
 import hmac
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from flask import Blueprint, Response, copy_current_request_context, request
+from flask import Blueprint, Response, copy_current_request_context, g, request
 
+from fake_server.call_log import ApiCall, without_secrets
 from fake_server.faults import Faults
 from fake_server.world import World
 
 CHINA = timezone(timedelta(hours=8))
 CUT = "fake_server.cut"
 """Key in the WSGI environment that tells the HTTP handler to drop the connection instead of replying."""
+
+API_PATHS = ("/api/v1/dev", "/mdc/api/v1")
+_CODE = re.compile(rb'\{"code": "(\w+)"')
 
 View = Callable[..., Response]
 
@@ -46,6 +51,37 @@ def same_secret(given: str, wanted: str) -> bool:
     return hmac.compare_digest(given.encode(), wanted.encode())
 
 
+def log_call(wire: Wire, reply: Response) -> Response:
+    """Enter an answered call of either API in the world's log."""
+    if not request.path.startswith(API_PATHS):
+        return reply
+    known = (wire.token, wire.control_token)
+    body = without_secrets(request.get_data(), known)
+    path = without_secrets(request.full_path.removesuffix("?").encode(), known)
+    ground = wire.world().ground
+    with ground.lock:
+        ground.call_log.add(
+            ApiCall(
+                number=ground.call_log.total + 1,
+                at=ground.timeline.now(),
+                endpoint=g.get("fake_endpoint", ""),
+                method=request.method,
+                path=path,
+                request=body,
+                status=reply.status_code,
+                code=_business_code(reply),
+                fault=g.get("fake_fault", ""),
+                cut=CUT in request.environ,
+            )
+        )
+    return reply
+
+
+def _business_code(reply: Response) -> str:
+    found = _CODE.match(reply.get_data()[:100])
+    return found[1].decode() if found else ""
+
+
 def add(blueprint: Blueprint, wire: Wire, name: str, call: str, view: View, *, envelope: Any) -> None:
     """Serve a view at a call ("POST /path"), counted and open to faults by its published name.
 
@@ -57,7 +93,9 @@ def add(blueprint: Blueprint, wire: Wire, name: str, call: str, view: View, *, e
         with world.ground.lock:
             world.ground.calls[name] += 1
         request.get_data(cache=True)
+        g.fake_endpoint = name
         fault = wire.faults.next_for(name)
+        g.fake_fault = "" if fault is None else fault.rule.kind
         if fault is None:
             return view(**values)
         act = copy_current_request_context(lambda: view(**values))

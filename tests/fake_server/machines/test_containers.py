@@ -110,6 +110,8 @@ def test_end_of_cmd_is_reported(cloud: Cloud) -> None:
         ended_at=record.ended_at,
         exit_code=3,
         bytes_written=16,
+        sha256=hashlib.sha256(b"working\nfailing\n").hexdigest(),
+        output_head=b"working\nfailing\n",
     )
     assert time.time() - 30 < record.started_at <= record.ended_at <= time.time()
     assert cloud.containers.running() == ["one"], "the world decides what becomes of the machine"

@@ -1,0 +1,73 @@
+"""Which API calls came in and how they were answered, without their secrets and bounded in memory."""
+
+import json
+import re
+from collections import deque
+from dataclasses import asdict, dataclass
+from typing import Any
+
+KEPT_CALLS = 10_000
+_BODY_CHARS = 2_000
+_HIDDEN = "[secret]"
+_SECRET_KEY = re.compile(r"token|password|passwd|secret|authorization|api_?key|credential", re.IGNORECASE)
+_ASSIGNED = re.compile(r"(\w*(?:token|password|passwd|secret|api_?key)\w*\s*[=:]\s*)(\S+)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiCall:
+    """One call of either cloud's API. `at` is simulated; `endpoint` is "" for a path that the clouds do not have.
+
+    `code` is AutoDL's business code, `fault` the kind of fault that was played, `cut` says that no reply was sent.
+    """
+
+    number: int
+    at: float
+    endpoint: str
+    method: str
+    path: str
+    request: str
+    status: int
+    code: str
+    fault: str
+    cut: bool
+
+
+class CallLog:
+    """The latest 10,000 calls; the world's lock guards it."""
+
+    def __init__(self) -> None:
+        self.calls: deque[ApiCall] = deque(maxlen=KEPT_CALLS)
+        self.total = 0
+
+    def add(self, call: ApiCall) -> None:
+        """Append a call."""
+        self.calls.append(call)
+        self.total = call.number
+
+    def as_json(self, *, limit: int) -> dict[str, Any]:
+        """Return the number of calls ever made and the latest so many, oldest first."""
+        latest = list(self.calls)[-limit:] if limit else []
+        return {"total": self.total, "calls": [asdict(call) for call in latest]}
+
+
+def without_secrets(body: bytes, known: tuple[str, ...]) -> str:
+    """Return a request body as text in which no secret is left: not by its key, nor by being a known one."""
+    text = body.decode(errors="replace")
+    try:
+        text = json.dumps(_redacted(json.loads(text)), ensure_ascii=False)
+    except (ValueError, RecursionError):
+        text = _ASSIGNED.sub(rf"\1{_HIDDEN}", text)
+    for secret in known:
+        text = text.replace(secret, _HIDDEN) if secret else text
+    return text[:_BODY_CHARS]
+
+
+def _redacted(value: Any) -> Any:
+    match value:
+        case dict():
+            return {key: _HIDDEN if _SECRET_KEY.search(key) else _redacted(each) for key, each in value.items()}
+        case list():
+            return [_redacted(each) for each in value]
+        case str():
+            return _ASSIGNED.sub(rf"\1{_HIDDEN}", value)
+    return value
