@@ -11,7 +11,7 @@ from typing import Any
 
 from prefect import states
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import Abort
 from prefect.flow_engine import run_flow
 from prefect.flows import Flow, load_flow_from_entrypoint
@@ -71,12 +71,13 @@ class Floor:
             found.stop.stop(Cancelled(f"run {run_id} was cancelled in Prefect"))
         return found is not None
 
-    async def let_go(self, within_s: float) -> None:
-        """Leave every run to itself: its machine works on, and the next host resumes it."""
+    async def let_go(self, within_s: float) -> bool:
+        """Leave every run to itself: its machine works on, and the next host resumes it. False: not all in time."""
         for found in self.sitting.values():
             found.stop.stop(Detached("the host stops; the machine works on"))
         if tasks := [found.task for found in self.sitting.values()]:
             await asyncio.wait(tasks, timeout=within_s)
+        return not self._sitting
 
     def _begin(self, run_id: str, flow_run_id: str | None, stop: StopToken, life: Coroutine[Any, Any, None]) -> Sitting:
         if run_id in self._sitting:
@@ -103,12 +104,20 @@ class Floor:
             await _call(flow, flow_run)
         except Abort as error:  # the server said no, or we let go: the state is what it should be
             logger.info("left in its state: %s", error)
-            if isinstance(stop.error, Cancelled):  # a flow that knows no cancelling came to its end
-                await self._client.set_flow_run_state(
-                    flow_run.id, states.Cancelled(message=str(stop.error)), force=True
-                )
         except Exception:
             logger.exception("Prefect's engine gave up on the flow run")
+        if not isinstance(stop.error, LetGo):
+            await self._end_cancelling(flow_run)
+
+    async def _end_cancelling(self, flow_run: FlowRun) -> None:
+        """Say Cancelled of what was cancelled before it began, or knows no cancelling: nothing of it runs."""
+        try:
+            found = await self._client.read_flow_run(flow_run.id)
+            if found.state is not None and found.state.is_cancelling():
+                state: State[Any] = states.Cancelled(message="cancelled in Prefect")
+                await self._client.set_flow_run_state(flow_run.id, state, force=True)
+        except Exception as error:  # noqa: BLE001 - the server is away: the upkeep sees to it later
+            _log.warning("flow run %s: its state is not known: %s", flow_run.id, error)
 
     async def _finish(self, run_id: str, flow_run: FlowRun | None, stop: StopToken) -> None:
         logger = flow_run_logger(flow_run) if flow_run else _log

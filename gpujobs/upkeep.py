@@ -17,7 +17,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
-from prefect.exceptions import Abort, ObjectNotFound
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Scheduled
 
 from gpujobs import lifecycle, reaper
@@ -34,6 +34,7 @@ CANCEL_S = 1.0
 RECOVER_S = 10.0
 REAP_S = 300.0
 ORPHAN = timedelta(seconds=60)  # taken by a host so long ago, and in no ledger: that host is dead
+_SLOWEST_S = 30.0  # between two tries of what fails
 TRIES = 3  # resuming what will not go on; after that it is the reaper's
 
 _log = logging.getLogger(__name__)
@@ -147,11 +148,12 @@ def _ledger_run(host: Host, run_id: str) -> Run | None:
 
 
 async def _every(period_s: float, act: Callable[[], Awaitable[None]]) -> None:
+    failures = 0
     while True:
         try:
             await act()
-        except Abort as error:
-            _log.warning("%s", error)
-        except Exception as error:  # noqa: BLE001 - the server or a provider is away: the next turn may see it again
-            _log.warning("%s: %s", getattr(act, "__name__", "upkeep"), error)
-        await asyncio.sleep(period_s)
+            failures = 0
+        except Exception as error:  # noqa: BLE001 - the server or a provider is away: a later turn may see it again
+            failures += 1
+            _log.warning("%s failed, and is tried again: %s", getattr(act, "__name__", "upkeep"), error)
+        await asyncio.sleep(min(period_s * 2**failures, max(period_s, _SLOWEST_S)))

@@ -128,7 +128,8 @@ async def _serve(host: Host, over: threading.Event) -> None:
         await ended
         for task in tasks:
             task.cancel()
-        await floor.let_go(LET_GO_S)
+        if not await floor.let_go(LET_GO_S):
+            os._exit(1)  # the end of this loop would cancel the rest, which would tell Prefect that they have crashed
 
 
 async def _set(over: threading.Event) -> None:

@@ -59,9 +59,14 @@ class Desk:
             assert time.monotonic() < deadline, f"{log} does not say {text}"
             time.sleep(0.05)
 
+    def _send(self, method: str, path: str, body: Any) -> requests.Response:
+        return requests.request(method, self.api + path, json=body, timeout=30)
+
     def ask(self, method: str, path: str, body: Any = None) -> Any:
-        """Ask the Prefect server itself."""
-        reply = requests.request(method, self.api + path, json=body, timeout=30)
+        """Ask the Prefect server itself; again while it is too busy, as Prefect's own client does."""
+        deadline = time.monotonic() + 30
+        while (reply := self._send(method, path, body)).status_code == 503 and time.monotonic() < deadline:
+            time.sleep(0.2)
         reply.raise_for_status()
         return reply.json() if reply.content else None
 
@@ -79,11 +84,15 @@ class Desk:
             time.sleep(0.2)
         assert count == 1
 
-    def create(self, recipe: Any) -> str:
+    def create(self, recipe: Any, *, deployment: str = prefect_api.DEPLOYMENT) -> str:
         """Create a flow run with these parameters, whatever they are, as the UI's form would; give its id."""
-        deployment = self.ask("GET", f"/deployments/name/{prefect_api.DEPLOYMENT}")
+        found = self.ask("GET", f"/deployments/name/{deployment}")
         body = {"parameters": {"recipe": recipe}}
-        return str(self.ask("POST", f"/deployments/{deployment['id']}/create_flow_run", body)["id"])
+        return str(self.ask("POST", f"/deployments/{found['id']}/create_flow_run", body)["id"])
+
+    def deployments(self, name: str) -> Sequence[Any]:
+        """The deployments of that name, whatever their flows."""
+        return list(self.ask("POST", "/deployments/filter", {"deployments": {"name": {"any_": [name]}}}))
 
     def controller(self) -> Controller:
         """The controller as its record has it."""

@@ -80,6 +80,16 @@ def test_end_that_prefect_missed_is_told_to_it(desk: Desk) -> None:
     assert desk.ended(flow_run_id, within_s=30)[0] == "COMPLETED"
 
 
+def test_job_ends_well_while_the_server_is_dead_and_its_end_is_told_later(desk: Desk, truth: Control) -> None:
+    run_id, flow_run_id = running_job(desk)
+    found = desk.controller()
+    os.kill(found.server_pid, signal.SIGKILL)
+    until(lambda: desk.run(run_id).state == "succeeded", within_s=60)
+    assert_once(desk, truth, run_id)
+    controller.up(desk.settings)
+    assert desk.ended(flow_run_id)[0] == "COMPLETED"
+
+
 def test_server_that_is_started_anew_finds_the_job_at_work(desk: Desk, truth: Control, at_home: Settings) -> None:
     """The whole controller goes down and up: its server moves to another port."""
     run_id, flow_run_id = running_job(desk)

@@ -1,5 +1,6 @@
 """Recipes through a real Prefect server and a real host, on the fake cloud."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from gpujobs import prefect_api
 from gpujobs.errors import BadInput, NotFound
 from gpujobs.prefect_api import DEPLOYMENT
 from tests.cloud import Control
-from tests.prefect.desk import Desk, starts_and_left
+from tests.prefect.desk import Desk, starts_and_left, until
 
 PHASES = ["plan", "provision", "boot", "push", "run", "pull", "release"]
 
@@ -49,6 +50,16 @@ def test_cancel_through_the_ledger_cancels_the_flow_run(desk: Desk, truth: Contr
     desk.ledger.request_cancel(run_id, desk.now())
     assert desk.ended(flow_run_id, within_s=30)[0] == "CANCELLED"
     assert starts_and_left(truth, run_id) == (1, [])
+
+
+def test_cancel_at_any_moment_of_the_start_is_the_end_of_it(desk: Desk, truth: Control) -> None:
+    runs = [desk.submit("echo begun; exec sleep 600") for _ in range(8)]
+    for _, flow_run_id in runs:
+        prefect_api.cancel(desk.api, flow_run_id)
+        time.sleep(0.4)  # which phase each of them has come to is as it falls
+    assert [desk.ended(flow_run_id)[0] for _, flow_run_id in runs] == ["CANCELLED"] * 8
+    until(lambda: not desk.ledger.list_runs(states=("submitted", "running")))
+    assert [starts_and_left(truth, run_id)[1] for run_id, _ in runs] == [[]] * 8
 
 
 def test_runs_share_the_hosts_one_process(desk: Desk) -> None:
@@ -106,5 +117,5 @@ def test_flow_run_that_is_unknown_is_not_found(desk: Desk) -> None:
 
 
 def test_deployment_is_made_again_as_the_same_one(desk: Desk) -> None:
-    found = desk.ask("POST", "/deployments/filter", {"deployments": {"name": {"any_": ["run-recipe"]}}})
+    found = desk.deployments("run-recipe")
     assert [(f"run-recipe/{one['name']}", one["work_pool_name"]) for one in found] == [(DEPLOYMENT, "gpujobs")]
