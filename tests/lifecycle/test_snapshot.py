@@ -43,3 +43,12 @@ def test_an_unknown_snapshot_names_the_known_ones(host: Host) -> None:
     run(host, recipe_for("matrixdc", **SAVE))
     with pytest.raises(errors.BadInput, match=r"no snapshot:enw on matrixdc; known snapshots there: env:v1"):
         make_plan(host, recipe_for("matrixdc", resources={"image": "snapshot:enw"}))
+
+
+@pytest.mark.parametrize("kind", ["timeout", "reset", "error_500", "rate_limit_429", "broken_json", "lost_reply"])
+def test_a_fault_at_the_power_off_still_saves_once_and_leaves_nothing(kind: str, host: Host, control: Control) -> None:
+    control.fault("matrixdc.power_off", kind, seconds=0.5)
+    outcome = run(host, recipe_for("matrixdc", **SAVE))
+    assert (outcome.state, outcome.error) == ("succeeded", "")
+    assert [record.name for record in host.ledger.snapshots()] == ["env"]
+    assert_nothing_left(control)
