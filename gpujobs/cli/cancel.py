@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from signal import Signals
 
-from gpujobs import lifecycle, prefect_api, process
+from gpujobs import prefect_api, process
 from gpujobs.cli.interrupts import Interrupts, in_background
 from gpujobs.cli.opening import find_run, load_settings
 from gpujobs.cli.output import Output
@@ -23,8 +23,6 @@ from gpujobs.progress import TerminalReporter
 _PATIENCE_S = 300.0  # a release is confirmed, or given to the reaper, well before
 _UNSTARTED_S = 10.0  # so long, a run that its controller has not begun is left to it
 _LOOK_EVERY_S = 0.3
-_ASK_STATE_EVERY_S = 1.0
-_NO_WORKER_S = 15.0
 
 
 def cancel(args: Namespace, out: Output) -> int:
@@ -52,32 +50,6 @@ def request_cancel(host: Host, run_id: str, api: str | None, flow_run_id: str | 
     if api and flow_run_id:
         with suppress(GpujobsError):  # the ledger's way works without the server
             prefect_api.cancel(api, flow_run_id)
-
-
-class FlowRunWatch:
-    """Looks at a flow run that has written nothing into our ledger yet; at most once a second."""
-
-    def __init__(self, api: str, flow_run_id: str, reporter: TerminalReporter) -> None:
-        """Begin now."""
-        self._api, self._flow_run_id, self._reporter = api, flow_run_id, reporter
-        self._began_s = time.monotonic()
-        self._asked_s = self._began_s
-        self._said = False
-
-    def look(self) -> None:
-        """Raise Cancelled or GpujobsError where the flow run is over; nothing was rented then."""
-        now_s = time.monotonic()
-        if now_s - self._asked_s < _ASK_STATE_EVERY_S:
-            return
-        self._asked_s = now_s
-        kind, name, message = prefect_api.flow_run_state(self._api, self._flow_run_id)
-        if kind in ("CANCELLED", "CANCELLING"):
-            raise Cancelled("cancelled before it began; nothing was rented")
-        if kind in ("FAILED", "CRASHED", "COMPLETED"):
-            raise GpujobsError(f"the flow run {self._flow_run_id} ended as {name} and left no run here: {message}")
-        if kind in ("SCHEDULED", "PENDING") and now_s - self._began_s > _NO_WORKER_S and not self._said:
-            self._said = True
-            self._reporter.note(f"no worker at {self._api} has taken the run yet; start one: gpujobs serve")
 
 
 def _await_end(host: Host, run: Run, reporter: TerminalReporter) -> None:
@@ -117,6 +89,8 @@ def _is_dead(driver: str) -> bool:
 
 
 def _tear_down(host: Host, run: Run, reporter: TerminalReporter) -> None:
+    from gpujobs import lifecycle  # noqa: PLC0415 - brings paramiko, which a driven run does not need here
+
     reporter.say(f"nobody drives run {run.id}, so it is torn down here")
     stop = StopToken()
     stop.stop(Cancelled(f"run {run.id} was cancelled"))

@@ -6,20 +6,20 @@ from argparse import Namespace
 from functools import partial
 from signal import Signals
 
-from gpujobs import controller, lifecycle, prefect_api
-from gpujobs.cli.cancel import FlowRunWatch, request_cancel
+from gpujobs import controller, prefect_api
+from gpujobs.cli.cancel import request_cancel
+from gpujobs.cli.flow_watch import EndedElsewhere, FlowRunWatch
 from gpujobs.cli.interrupts import Interrupts, in_background
 from gpujobs.cli.opening import load_settings
 from gpujobs.cli.output import Output
 from gpujobs.cli.recipes import show_plan
 from gpujobs.cli.stopping import Stopping
-from gpujobs.cli.summary import show_end, summary
+from gpujobs.cli.summary import tell_end
 from gpujobs.cli.watching import follow_to_end
-from gpujobs.clock import StopToken
 from gpujobs.errors import BadInput, Cancelled, NoCapacity
 from gpujobs.follow import Follower
 from gpujobs.host import Host
-from gpujobs.lifecycle import Outcome
+from gpujobs.ledger_rows import Run
 from gpujobs.plan import check_local, make_plan
 from gpujobs.recipe import Recipe
 from gpujobs.recipe_file import load_recipe
@@ -45,7 +45,9 @@ def submit(args: Namespace, out: Output) -> int:
             if not args.yes:
                 _confirm(interrupts, out)
             if args.here:
-                return _Here(host, out).run(recipe, interrupts)
+                from gpujobs.cli.submit_here import run_here  # noqa: PLC0415 - brings paramiko
+
+                return run_here(host, recipe, interrupts, out)
             return _Controlled(host, out).run(recipe, interrupts, detach=args.detach)
 
 
@@ -55,31 +57,6 @@ def _confirm(interrupts: Interrupts, out: Output) -> None:
         return
     if interrupts.ask("Rent this? [y/N] ", ("y", "yes", "n", "no", "")) not in ("y", "yes"):
         raise Cancelled(NOT_RENTED)
-
-
-class _Here:
-    """Runs the lifecycle in this process, without a controller."""
-
-    def __init__(self, host: Host, out: Output) -> None:
-        self._host, self._out, self._reporter = host, out, out.reporter()
-
-    def run(self, recipe: Recipe, interrupts: Interrupts) -> int:
-        host, reporter, run_id, stop = self._host, self._reporter, lifecycle.new_run_id(), StopToken()
-        lifecycle.open_run(host, recipe, run_id=run_id)
-        reporter.say(f"run {run_id} ({recipe.name})")
-        stopped = Cancelled(f"run {run_id} was cancelled")
-        stopping = Stopping(run_id, reporter, cancel=lambda: stop.stop(stopped), can_detach=False)
-
-        def react(signal: Signals) -> None:
-            if stopping.react(signal, interrupts):
-                raise stopping.left()
-
-        def work() -> Outcome:
-            return lifecycle.execute(host, run_id, stop=stop, reporter=reporter)
-
-        in_background(interrupts, work, react=react)
-        reporter.rest()
-        return _tell_end(host, run_id, self._out)
 
 
 class _Controlled:
@@ -93,36 +70,41 @@ class _Controlled:
         api = in_background(interrupts, self._api, react=self._before_renting)
         if self._came:
             raise Cancelled(NOT_RENTED)
-        settings, reporter = self._host.settings, self._reporter
         run_id, flow_run_id = in_background(
-            interrupts, lambda: prefect_api.submit(settings, api, recipe), react=self._came.append
+            interrupts, lambda: prefect_api.submit(self._host.settings, api, recipe), react=self._came.append
         )
-        reporter.say(f"run {run_id} ({recipe.name}) is with the controller at {api}")
-        waiting = FlowRunWatch(api, flow_run_id, reporter)
-        if detach:
-            self._await_begin(run_id, waiting, interrupts)
-            return self._detached(run_id, flow_run_id)
-        follower = Follower(
-            self._host.ledger,
-            run_id,
-            folder=settings.runs / run_id,
-            reporter=reporter,
-            clock=self._host.clock,
-            absent=waiting.look,
-        )
+        self._reporter.say(f"run {run_id} ({recipe.name}) is with the controller at {api}")
+        waiting = FlowRunWatch(api, flow_run_id, self._reporter)
         ask_to_stop = partial(request_cancel, self._host, run_id, api, flow_run_id)
-        stopping = Stopping(run_id, reporter, cancel=ask_to_stop, can_detach=True)
-
-        def react(signal: Signals) -> bool:
-            return stopping.react(signal, interrupts)
-
-        left = any(react(signal) for signal in self._came)
-        ended = None if left else follow_to_end(follower, interrupts, react=react, reporter=reporter)
+        stopping = Stopping(run_id, self._reporter, cancel=ask_to_stop, can_detach=True)
+        try:
+            if detach:
+                self._await_begin(run_id, waiting, interrupts)
+                return self._detached(run_id, flow_run_id)
+            ended = self._follow(run_id, waiting, stopping, interrupts)
+        except EndedElsewhere as end:
+            return end.tell(self._out)
         if stopping.detached:
             return self._detached(run_id, flow_run_id)
         if ended is None:
             raise stopping.left()
-        return _tell_end(self._host, run_id, self._out)
+        return tell_end(self._host, run_id, self._out)
+
+    def _follow(self, run_id: str, waiting: FlowRunWatch, stopping: Stopping, interrupts: Interrupts) -> Run | None:
+        def react(signal: Signals) -> bool:
+            return stopping.react(signal, interrupts)
+
+        if any(react(signal) for signal in self._came):
+            return None
+        follower = Follower(
+            self._host.ledger,
+            run_id,
+            folder=self._host.settings.runs / run_id,
+            reporter=self._reporter,
+            clock=self._host.clock,
+            absent=waiting.look,
+        )
+        return follow_to_end(follower, interrupts, react=react, reporter=self._reporter)
 
     def _api(self) -> str:
         settings = self._host.settings
@@ -151,11 +133,3 @@ class _Controlled:
         self._out.text(f"run {run_id} goes on by itself; follow it: gpujobs logs -f {run_id}")
         self._out.text(f"stop it: gpujobs cancel {run_id}")
         return 0
-
-
-def _tell_end(host: Host, run_id: str, out: Output) -> int:
-    run = host.ledger.get_run(run_id)
-    value = summary(run, host.ledger, host.settings)
-    out.value(value)
-    show_end(run, value, out)
-    return run.exit_code or 0

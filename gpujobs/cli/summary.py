@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gpujobs.cli.output import Output, money, price
+from gpujobs.host import Host
 from gpujobs.ledger import Ledger
 from gpujobs.ledger_rows import Attempt, MachineRecord, Run
 from gpujobs.progress import time_text
@@ -60,3 +61,12 @@ def show_attempts(attempts: Sequence[Attempt], machines: Sequence[MachineRecord]
         out.text(f"attempt {attempt.number}: {where}, {at}, {'alive' if machine and machine.alive else 'gone'}")
         if attempt.error:
             out.text(f"  {attempt.error}")
+
+
+def tell_end(host: Host, run_id: str, out: Output) -> int:
+    """Print how a followed run ended; give its exit code."""
+    run = host.ledger.get_run(run_id)
+    value = summary(run, host.ledger, host.settings)
+    out.value(value)
+    show_end(run, value, out)
+    return run.exit_code or 0

@@ -210,6 +210,47 @@ def test_no_secret_is_in_any_file_of_the_home(cli: Cli) -> None:
     assert stat.S_IMODE((cli.home / "fake" / "fake.log").stat().st_mode) == 0o600
 
 
+def elsewhere(cli: Cli) -> Cli:
+    """A user on another machine: the same Prefect server and cloud, and a ledger of his own."""
+    url = record(cli)["url"]
+    api = json.loads((cli.home / "fake" / "controller.json").read_text())["url"]
+    return Cli(
+        cli.folder,
+        {
+            **cli.env,
+            "GPUJOBS_HOME": str(cli.home.parent / "elsewhere"),
+            "PREFECT_API_URL": api,
+            "AUTODL_TOKEN": "fake-token",
+            "AUTODL_API_URL": url,
+        },
+    )
+
+
+@pytest.mark.parametrize(("run", "code"), [("mkdir out; echo far away", 0), ("mkdir out; echo far away; exit 3", 1)])
+def test_a_run_on_a_worker_with_another_ledger_is_followed_by_its_log(cli: Cli, run: str, code: int) -> None:
+    done = elsewhere(cli)("submit", recipe(cli, run + "; sleep 8" if code == 0 else "sleep 8; " + run), "--yes")
+    assert done.returncode == code, done.stderr
+    assert "far away" in done.stdout
+    assert "its outputs are where its worker runs" in done.stdout
+
+
+def test_a_run_that_no_worker_has_taken_can_be_cancelled(cli: Cli) -> None:
+    api = json.loads((cli.home / "fake" / "controller.json").read_text())["url"]
+    paused = requests.post(
+        f"{api}/work_pools/filter", json={"work_pools": {"type": {"any_": ["gpujobs"]}}}, timeout=10
+    ).json()[0]["name"]
+    requests.patch(f"{api}/work_pools/{paused}", json={"is_paused": True}, timeout=10).raise_for_status()
+    try:
+        process = cli.start("submit", recipe(cli, "true"), "--fake", "--yes")
+        read_until(process, "is with the controller")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 4
+        assert "gpujobs: cancelled before it began; nothing was rented" in err
+    finally:
+        requests.patch(f"{api}/work_pools/{paused}", json={"is_paused": False}, timeout=10).raise_for_status()
+
+
 def test_ls_says_where_runs_stand_and_cost_sums_them(cli: Cli) -> None:
     listed = cli("ls", "--fake")
     assert listed.stdout.splitlines()[0].split() == ["RUN", "NAME", "STATE", "PHASE", "WHERE", "AGE", "COST"]
