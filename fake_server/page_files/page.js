@@ -1,0 +1,30 @@
+// Shows the live part anew every two seconds; without it the page loads itself anew every five.
+"use strict";
+const PERIOD_MS = 2000;
+
+async function refresh() {
+  const live = document.getElementById("live");
+  if (document.hidden || live.contains(document.activeElement)) return;
+  const reply = await fetch("/", { cache: "no-store" });
+  const fresh = new DOMParser().parseFromString(await reply.text(), "text/html");
+  const next = fresh.getElementById("live");
+  if (!next) return;
+  for (const old of live.querySelectorAll("details[id][open]")) {
+    const same = next.querySelector("#" + old.id);
+    if (same) same.open = true;
+  }
+  live.replaceWith(next);
+  document.title = fresh.title;
+}
+
+async function again() {
+  try {
+    await refresh();
+    document.body.classList.remove("away");
+  } catch {
+    document.body.classList.add("away");
+  }
+  setTimeout(again, PERIOD_MS);
+}
+
+setTimeout(again, PERIOD_MS);
