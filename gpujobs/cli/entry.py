@@ -9,7 +9,7 @@ import sys
 import tempfile
 import traceback
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from gpujobs.progress import clean, drop
 _SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
 _PASSWORD_IN_URL = re.compile(r"(://[^/\s:@]*:)[^@\s]+@")
 _LONGEST_MESSAGE = 2000
+_SHORTEST_SECRET = 4  # shorter ones stand in every text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,7 +92,23 @@ def _write_down(error: Exception) -> Path:
 
 
 def _without_secrets(text: str) -> str:
-    for name, value in os.environ.items():
-        if _SECRET_NAME.search(name) and len(value) >= 4:  # noqa: PLR2004 - shorter ones stand in every text
-            text = text.replace(value, "***")
+    for value in sorted(_secrets(), key=len, reverse=True):
+        text = text.replace(value, "***")
     return _PASSWORD_IN_URL.sub(r"\1***@", text)
+
+
+def _secrets() -> Iterator[str]:
+    """Give what the environment and the settings' file hold under the name of a secret."""
+    tables: list[Mapping[str, object]] = [os.environ]
+    try:
+        from gpujobs import settings  # noqa: PLC0415 - it may be what is broken
+
+        config = settings.load().config
+    except (GpujobsError, OSError, ImportError):
+        config = {}
+    tables += [config, *(table for table in config.values() if isinstance(table, dict))]
+    yield from (str(value) for value in config.get("secrets", {}).values())
+    for table in tables:
+        for name, value in table.items():
+            if _SECRET_NAME.search(name) and isinstance(value, str) and len(value) >= _SHORTEST_SECRET:
+                yield value

@@ -37,7 +37,10 @@ def submit(args: Namespace, out: Output) -> int:
     recipe = load_recipe(args.recipe, args.overrides).recipe
     with Host.open(load_settings()) as host:
         check_local(host, recipe)
-        plan = make_plan(host, recipe)
+        try:
+            plan = make_plan(host, recipe)
+        except KeyboardInterrupt:
+            raise Cancelled(NOT_RENTED) from None
         show_plan(recipe, plan, out)
         if not plan.choices and not recipe.retry.wait:
             raise NoCapacity(plan.nothing_free)

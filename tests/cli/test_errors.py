@@ -46,7 +46,7 @@ def test_with_json_an_error_is_json_alone(bare: Cli, args: list[str]) -> None:
     assert done.stderr == ""
 
 
-def crash(cli: Cli, *args: str) -> "subprocess.CompletedProcess[str]":
+def crash(cli: Cli, *args: str, **env: str) -> "subprocess.CompletedProcess[str]":
     """Run `ls` with a bug in it, whose message holds a token."""
     code = (
         "import sys, gpujobs.cli.runs as runs\n"
@@ -55,14 +55,18 @@ def crash(cli: Cli, *args: str) -> "subprocess.CompletedProcess[str]":
         "from gpujobs.cli.entry import main\n"
         f"sys.exit(main({['ls', *args]!r}))\n"
     )
-    env = {**cli.env, "AUTODL_TOKEN": CANARY}
     return subprocess.run(
-        [sys.executable, "-c", code], check=False, capture_output=True, text=True, env=env, timeout=60
+        [sys.executable, "-c", code],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**cli.env, **env},
+        timeout=60,
     )
 
 
 def test_a_bug_is_one_line_and_a_private_file_without_secrets(bare: Cli) -> None:
-    done = crash(bare)
+    done = crash(bare, AUTODL_TOKEN=CANARY)
     assert (done.returncode, done.stdout) == (70, "")
     told = re.fullmatch(
         r"gpujobs: RuntimeError: cannot use \*\*\* at http://user:\*\*\*@host\nthis is a bug; details in (.+)\n",
@@ -77,6 +81,18 @@ def test_a_bug_is_one_line_and_a_private_file_without_secrets(bare: Cli) -> None
     assert "boom" in text
     assert CANARY not in text
     assert "hunter2" not in text
+
+
+def test_secrets_of_the_settings_file_are_kept_out_of_it_too(bare: Cli) -> None:
+    config = Path(bare.env["XDG_CONFIG_HOME"]) / "gpujobs" / "config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text(f'[autodl]\ntoken = "{CANARY}"\n[secrets]\nwandb = "hunter2"\n')
+    config.chmod(0o600)
+    done = crash(bare)
+    assert done.stderr.startswith("gpujobs: RuntimeError: cannot use *** at http://user:***@host\n")
+    bugs = list((bare.home / "bugs").iterdir())
+    assert len(bugs) == 1
+    assert CANARY not in bugs[0].read_text()
 
 
 def test_a_bug_with_json_is_json(bare: Cli) -> None:
