@@ -333,6 +333,20 @@ def test_a_server_that_freezes_after_its_greeting_is_unreachable_within_its_time
     assert not [t for t in threading.enumerate() if isinstance(t, threading.Timer)]
 
 
+def test_a_server_that_freezes_amid_the_key_exchange_is_unreachable_within_its_time(server: Server) -> None:
+    with Proxy(server.access.port) as proxy:
+        proxy.freeze_after(300)  # its greeting and the beginning of its list of algorithms
+        started = time.monotonic()
+        with pytest.raises(Unreachable, match="did not end in time"):
+            connect(
+                server.at(proxy.port),
+                host_key=None,
+                pkey_path=server.key,
+                timeouts=replace(QUICK, banner_s=1, handshake_s=2),
+            )
+        assert time.monotonic() - started < 8
+
+
 @pytest.mark.parametrize("old", ["KexAlgorithms diffie-hellman-group14-sha1", "HostKeyAlgorithms ssh-rsa"])
 def test_a_server_of_sha1_alone_gets_a_clear_error(tmp_path: Path, old: str) -> None:
     skip_without_sshd()

@@ -374,56 +374,71 @@ def broken_header(**change: bytes) -> bytes:
     return bytes(header)
 
 
+def extended_header() -> bytes:
+    """One pax header with its content, and no member behind it."""
+    return archive(member("x", pax_headers={"comment": "c"}), form=tarfile.PAX_FORMAT)[:1024]
+
+
 LINK, HARD, FIFO, CHAR, DIR = tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE
+NAME, KIND = "not a name that may be written here", "only files come down"
 HOSTILE = {
-    "absolute": archive(member("/tmp/gj-evil")),
-    "climbing": archive(member("../evil")),
-    "climbing inside": archive(member("a/../../evil")),
-    "dots inside": archive(member("a/./b")),
-    "empty part": archive(member("a//b")),
-    "symbolic link": archive(member("l", b"", type=LINK, linkname="/etc"), member("l/passwd")),
-    "hard link": archive(member("l", b"", type=HARD, linkname="/etc/passwd")),
-    "fifo": archive(member("p", b"", type=FIFO)),
-    "device": archive(member("d", b"", type=CHAR, devmajor=1, devminor=3)),
-    "twice": archive(member("x"), member("x")),
-    "file then folder": archive(member("x"), member("x", b"", type=DIR)),
-    "file as folder": archive(member("x"), member("x/y")),
-    "folder then file": archive(member("x", b"", type=DIR), member("x")),
-    "folder with content": archive(member("x", b"content", type=DIR)),
-    "the folder itself as a file": archive(member("./")),
-    "control character": archive(member("a\x07b")),
-    "C1 control character": archive(member("a\u009bb")),
-    "backslash": archive(member("..\\evil")),
-    "long part": archive(member("n" * 256)),
-    "long path": archive(member("/".join(["d" * 100] * 30))),
-    "NUL in a long name": archive(member("a\0b" + "c" * 200), form=tarfile.PAX_FORMAT),
-    "climbing pax path": archive(member("x", pax_headers={"path": "../evil"}), form=tarfile.PAX_FORMAT),
-    "bad pax size": archive(member("x", pax_headers={"size": "-1"}), form=tarfile.PAX_FORMAT),
-    "sparse": archive(member("x", pax_headers={"GNU.sparse.major": "1"}), form=tarfile.PAX_FORMAT),
-    "huge header": archive(member("x", pax_headers={"comment": "c" * 100_000}), form=tarfile.PAX_FORMAT),
-    "global header": archive(member("x", b"5 a=b\n", type=b"g")),
-    "over the byte limit": archive(member("x", bytes(1_000_001))),
-    "a lying size": broken_header(size=b"\x80" + b"\xff" * 11),
-    "a negative size": broken_header(size=b"-0000000001\0"),
-    "a size that is none": broken_header(size=b"0_0\0\0\0\0\0\0\0\0\0"),
-    "a wrong checksum": broken_header(checksum=b"0000001\0"),
-    "too many": archive(*(member(f"{i}", b"") for i in range(101))),
-    "too many folders": archive(member("/".join("d" * 101))),
-    "no end": archive(member("x"))[:1024],
-    "an end inside": archive(member("x", bytes(2000)))[:1500],
-    "nothing": b"",
-    "no archive": b"hello " * 500,
-    "more after its end": archive(member("x")) + bytes(2_000_000),
-    "half an end": archive(member("x"))[:1024] + bytes(512) + archive(member("y")),
+    "absolute": (archive(member("/tmp/gj-evil")), NAME),
+    "climbing": (archive(member("../evil")), NAME),
+    "climbing inside": (archive(member("a/../../evil")), NAME),
+    "dots inside": (archive(member("a/./b")), NAME),
+    "empty part": (archive(member("a//b")), NAME),
+    "symbolic link": (archive(member("l", b"", type=LINK, linkname="/etc"), member("l/passwd")), KIND),
+    "hard link": (archive(member("l", b"", type=HARD, linkname="/etc/passwd")), KIND),
+    "fifo": (archive(member("p", b"", type=FIFO)), KIND),
+    "device": (archive(member("d", b"", type=CHAR, devmajor=1, devminor=3)), KIND),
+    "twice": (archive(member("x"), member("x")), "'x' is in the archive twice"),
+    "file then folder": (
+        archive(member("x"), member("x", b"", type=DIR)),
+        "'x' is in the archive as a file and as a folder",
+    ),
+    "file as folder": (archive(member("x"), member("x/y")), "'x' is in the archive as a file and as a folder"),
+    "folder then file": (archive(member("x", b"", type=DIR), member("x")), "'x' is in the archive twice"),
+    "folder with content": (archive(member("x", b"content", type=DIR)), "folder with content of its own"),
+    "the folder itself as a file": (archive(member("./")), "'' is in the archive twice"),
+    "control character": (archive(member("a\x07b")), NAME),
+    "C1 control character": (archive(member("a\u009bb")), NAME),
+    "backslash": (archive(member("..\\evil")), NAME),
+    "long part": (archive(member("n" * 256)), NAME),
+    "long path": (archive(member("/".join(["d" * 100] * 30))), NAME),
+    "NUL in a long name": (archive(member("a\0b" + "c" * 200), form=tarfile.PAX_FORMAT), NAME),
+    "climbing pax path": (archive(member("x", pax_headers={"path": "../evil"}), form=tarfile.PAX_FORMAT), NAME),
+    "bad pax size": (archive(member("x", pax_headers={"size": "-1"}), form=tarfile.PAX_FORMAT), "size is no number"),
+    "sparse": (archive(member("x", pax_headers={"GNU.sparse.major": "1"}), form=tarfile.PAX_FORMAT), "cannot be read"),
+    "huge header": (
+        archive(member("x", pax_headers={"comment": "c" * 100_000}), form=tarfile.PAX_FORMAT),
+        "that no tar writes",
+    ),
+    "global header": (archive(member("x", b"5 a=b\n", type=b"g")), KIND),
+    "over the byte limit": (archive(member("x", bytes(1_000_001))), "more than 1000000 bytes"),
+    "a lying size": (broken_header(size=b"\x80" + b"\xff" * 11), "more than 1000000 bytes"),
+    "a negative size": (broken_header(size=b"-0000000001\0"), "no number"),
+    "a size that is none": (broken_header(size=b"0_0\0\0\0\0\0\0\0\0\0"), "no number"),
+    "a wrong checksum": (broken_header(checksum=b"0000001\0"), "checksum"),
+    "too many": (archive(*(member(f"{i}", b"") for i in range(101))), "more than 100 files"),
+    "too many folders": (archive(member("/".join("d" * 101))), "more than 100 files"),
+    "no end": (archive(member("x"))[:1024], "ends in the middle"),
+    "an end inside": (archive(member("x", bytes(2000)))[:1500], "ends in the middle"),
+    "nothing": (b"", "ends in the middle"),
+    "no archive": (b"hello " * 500, "checksum|no number"),
+    "more after its end": (archive(member("x")) + bytes(2_000_000), "goes on after its end"),
+    "endless extended headers": (2 * extended_header(), "that no tar writes"),
+    "half an end": (archive(member("x"))[:1024] + bytes(512) + archive(member("y")), "checksum"),
 }
 LIMITS = Limits(max_bytes=1_000_000, max_files=100, max_path_bytes=2000)
 
 
-@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE.keys())
-def test_a_hostile_archive_is_refused_and_nothing_is_left(liar: tuple[Shell, Path], before: Path, data: bytes) -> None:
+@pytest.mark.parametrize(("data", "why"), HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_hostile_archive_is_refused_and_nothing_is_left(
+    liar: tuple[Shell, Path], before: Path, data: bytes, why: str
+) -> None:
     shell, source = liar
     source.write_bytes(data)
-    with pytest.raises(UnsafeArchive):
+    with pytest.raises(UnsafeArchive, match=why):
         pull(shell, "~/r", before, limits=LIMITS)
     assert contents(before) == {"old": b"old"}
     assert alone(before)
@@ -466,6 +481,14 @@ def test_an_archive_that_differs_from_its_hashes_is_refused(
 
 
 # The unpacker alone
+
+
+def test_two_names_that_are_one_on_this_file_system_are_refused(tmp_path: Path) -> None:
+    unpacker = Unpacker(tmp_path, Limits())
+    (tmp_path / "x").write_text("what another spelling of x wrote")
+    with pytest.raises(UnsafeArchive, match="the same on this file system"):
+        unpacker.feed(archive(member("x")))
+    assert (tmp_path / "x").read_text() == "what another spelling of x wrote"
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.binary(max_size=3000)), max_size=6), st.integers(1, 3000))

@@ -22,6 +22,7 @@ class Proxy:
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
         self._cut_after: int | None = None
+        self._freeze_after: int | None = None
         self.carried = 0  # bytes from the server
         self.connections = 0
         threading.Thread(target=self._accept, daemon=True).start()
@@ -57,6 +58,10 @@ class Proxy:
         self.thaw()
         self.cut()
 
+    def freeze_after(self, size: int) -> None:
+        """Freeze once, when the server has sent `size` more bytes."""
+        self._freeze_after = self.carried + size
+
     def _accept(self) -> None:
         while True:
             try:
@@ -83,6 +88,9 @@ class Proxy:
 
     def _count(self, size: int) -> None:
         self.carried += size
+        if self._freeze_after is not None and self.carried >= self._freeze_after:
+            self._freeze_after = None
+            self.freeze()
         if self._cut_after is not None and self.carried >= self._cut_after:
             self._cut_after = None
             self.cut()
