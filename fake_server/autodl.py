@@ -117,7 +117,8 @@ def _list_deployments(cloud: AutodlCloud, asked: DeploymentList) -> Any:
     wanted = [
         each
         for each in reversed(cloud.deployments.values())
-        if asked.name in ("", each.name)
+        if cloud.listed(each)
+        and asked.name in ("", each.name)
         and asked.status in ("", each.status)
         and asked.deployment_uuid in ("", each.uuid)
     ]
@@ -130,7 +131,7 @@ def _list_events(cloud: AutodlCloud, asked: EventList) -> Any:
 
 
 def _list_containers(cloud: AutodlCloud, asked: ContainerList) -> Any:
-    containers = cloud.containers_of(cloud.deployment(asked.deployment_uuid))
+    containers = [each for each in cloud.containers_of(cloud.deployment(asked.deployment_uuid)) if cloud.listed(each)]
     return replies.page([replies.container(each) for each in replies.filtered(containers, asked)], asked)
 
 

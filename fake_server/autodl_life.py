@@ -7,6 +7,7 @@ from pathlib import Path
 from fake_server.autodl_fleet import Fleet
 from fake_server.autodl_types import BOOTING, Container, Event, Status
 from fake_server.catalog import AUTODL_USER_ID, GPUS
+from fake_server.fault_rules import Target
 from fake_server.ground import Ground
 from fake_server.spec import ContainerSpec, Endpoint
 from fake_server.truth import MachineTruth
@@ -29,8 +30,10 @@ class Lives:
         self._fleet.take(container.host, container.gpu_count)
         self._ground.truth.made(_truth(container))
         self._reach(container, "creating")
-        wait_s = 0.0 if reused else self._ground.timings.autodl_creating_s
-        self._ground.timeline.after(wait_s, partial(self._created, container))
+        if reused:
+            self._ground.timeline.after(0.0, partial(self._created, container))
+        else:
+            self._ground.stages.after("autodl_creating", _target(container), partial(self._created, container))
 
     def shut_down(self, container: Container, *, farewell: str, keep_for_reuse: bool) -> None:
         """Stop a container, a running one after its farewell command. Idempotent."""
@@ -40,13 +43,13 @@ class Lives:
         self._ground.on_cmd_exit.pop(container.uuid, None)
         farewell = "" if container.status in BOOTING else farewell
         self._reach(container, "shutting_down")
-        down_at = self._ground.timeline.now() + self._ground.timings.autodl_shutting_down_s
+        now = self._ground.timeline.now()
         down = partial(self._ended, container, "shutdown")
         self._ground.halt(
             container.uuid,
             farewell=farewell,
             grace_s=_GRACE_S,
-            then=lambda: self._ground.timeline.at(down_at, down),
+            then=lambda: self._ground.stages.after("autodl_shutting_down", _target(container), down, since=now),
         )
 
     def forget(self, uuids: set[str]) -> None:
@@ -56,13 +59,13 @@ class Lives:
     def _created(self, container: Container) -> None:
         if container.status == "creating":
             self._reach(container, "created")
-            self._ground.timeline.after(self._ground.timings.autodl_created_s, partial(self._start, container))
+            self._ground.stages.after("autodl_created", _target(container), partial(self._start, container))
 
     def _start(self, container: Container) -> None:
         if container.status != "created":
             return
         self._reach(container, "starting", "oss_merged")
-        self._ground.timeline.after(self._ground.timings.autodl_starting_s, partial(self._boot, container))
+        self._ground.stages.after("autodl_starting", _target(container), partial(self._boot, container))
 
     def _boot(self, container: Container) -> None:
         if container.status != "oss_merged":
@@ -107,12 +110,22 @@ class Lives:
         container.started_at = now
         self._ground.truth.powered_on(container.uuid, now)
         self._reach(container, "running")
+        self._ground.runs(container.uuid, die=partial(self._die, container))
         if container.cmd_ended:
             self._cmd_ended(container)
 
     def _failed(self, container: Container) -> None:
         if container.status == "oss_merged":
             self._ended(container, "failed")
+
+    def _die(self, container: Container) -> None:
+        self._ground.on_cmd_exit.pop(container.uuid, None)
+
+        def dead() -> None:
+            if container.status == "running":
+                self._ended(container, "failed")
+
+        self._ground.halt(container.uuid, then=dead)
 
     def _cmd_ended(self, container: Container) -> None:
         container.cmd_ended = True
@@ -153,6 +166,10 @@ def expanded_once(cmd: str) -> str:
     that outer shell and the text's own double quotes end the outer ones; plain words and pipes pass unchanged.
     """
     return f'exec bash -c "{cmd}"'
+
+
+def _target(container: Container) -> Target:
+    return Target(provider="autodl", id=container.uuid, name=container.deployment.name)
 
 
 def _truth(container: Container) -> MachineTruth:

@@ -7,6 +7,7 @@ from fake_server.autodl_requests import ContainerList, Paged, moment, open_span
 from fake_server.autodl_rules import AutodlCloud, image_name
 from fake_server.autodl_types import BOOTING, Ban, Container, Deployment, Event, Template
 from fake_server.catalog import AUTODL_USER_ID, PrepaidHours, PrivateImage
+from fake_server.distortion import events_as_told
 from fake_server.wire import timestamp
 
 _GIB = 2**30
@@ -100,7 +101,7 @@ def events_of(cloud: AutodlCloud, deployment_uuid: str, container_uuid: str) -> 
     """Return a deployment's events, newest first; of ties the later one first."""
     mine = {each.uuid for each in cloud.containers_of(cloud.deployment(deployment_uuid))}
     wanted = mine & {container_uuid} if container_uuid else mine
-    return [event(each) for each in reversed(cloud.events) if each.container_uuid in wanted]
+    return events_as_told([event(each) for each in reversed(cloud.events) if each.container_uuid in wanted])
 
 
 def container(each: Container) -> dict[str, Any]:

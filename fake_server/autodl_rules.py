@@ -10,6 +10,7 @@ from fake_server.autodl_fleet import Fleet
 from fake_server.autodl_life import Lives
 from fake_server.autodl_types import Ban, Container, Deployment, Event, Kind, Template
 from fake_server.catalog import AUTODL_BASE_IMAGES, AUTODL_PRIVATE_IMAGES
+from fake_server.fault_rules import Target
 from fake_server.ground import Ground
 from fake_server.refusal import Reason, Refused
 
@@ -62,7 +63,7 @@ class AutodlCloud:
             updated_at=now,
         )
         self.deployments[deployment.uuid] = deployment
-        self._ground.timeline.after(self._ground.timings.autodl_queued_s, partial(self._fill, deployment))
+        self._queue("autodl_queued", deployment)
         return deployment
 
     def deployment(self, uuid: str) -> Deployment:
@@ -135,6 +136,14 @@ class AutodlCloud:
         self.fleet.set_idle(gpu_name, region, idle)
         self._fill_all()
 
+    def refill(self) -> None:
+        """Look again for what deployments wait for."""
+        self._fill_all()
+
+    def listed(self, each: Deployment | Container) -> bool:
+        """Say whether lists know of it yet."""
+        return self._ground.listed(each.created_at)
+
     def summary(self) -> list[dict[str, str]]:
         """Return the deployments that exist, for the control room; a running one with no container is queued."""
         return [
@@ -156,13 +165,23 @@ class AutodlCloud:
             if deployment is not but:
                 self._fill(deployment)
 
+    def _queue(self, stage: str, deployment: Deployment) -> None:
+        """Let the deployment have its missing containers when the stage is over."""
+
+        def over() -> None:
+            deployment.queued = False
+            self._fill(deployment)
+
+        deployment.queued = True
+        self._ground.stages.after(stage, _target(deployment), over)
+
     def _fill(self, deployment: Deployment) -> None:
         for _ in range(self._missing(deployment)):
             if not self._place(deployment):
                 return
 
     def _missing(self, deployment: Deployment) -> int:
-        if deployment.status != "running":
+        if deployment.status != "running" or deployment.queued:
             return 0
         alive = sum(not each.ended for each in self.containers_of(deployment))
         match deployment.kind:
@@ -176,6 +195,8 @@ class AutodlCloud:
 
     def _place(self, deployment: Deployment) -> bool:
         """Make one container on a free host; say whether there was one."""
+        if self._ground.stages.struck("never_scheduled", _target(deployment), self._fill_all):
+            return False
         template, now = deployment.template, self._ground.timeline.now()
         cached = self.fleet.pick_cached(template, now) if deployment.reuse_container else None
         host = cached.host if cached else self.fleet.pick(template, now)
@@ -200,14 +221,14 @@ class AutodlCloud:
 
     def _settle(self, container: Container) -> None:
         """Count an ended container; end, delete or refill its deployment; give its GPUs to who waits for them."""
-        deployment, timings = container.deployment, self._ground.timings
+        deployment = container.deployment
         by_itself = container.cmd_ended or not self._ground.guesses.job_replaces_stopped
         if container.started_at is not None and (deployment.kind != "Job" or by_itself):
             deployment.finished_num += 1
         if self._done(deployment):
-            self._ground.timeline.after(timings.autodl_settle_s, partial(self.stop, deployment))
+            self._ground.stages.after("autodl_settle", _target(deployment), partial(self.stop, deployment))
         else:
-            self._ground.timeline.after(timings.autodl_replace_s, partial(self._fill, deployment))
+            self._queue("autodl_replace", deployment)
         self._forget_if_done(deployment)
         self._fill_all(but=deployment)
 
@@ -227,6 +248,10 @@ class AutodlCloud:
     def _next_id(self) -> int:
         self._serial += 1
         return self._serial
+
+
+def _target(deployment: Deployment) -> Target:
+    return Target(provider="autodl", id=deployment.uuid, name=deployment.name)
 
 
 def image_name(uuid: str) -> str | None:

@@ -61,6 +61,7 @@ class Deployment:
     stopped_at: float | None = None
     finished_num: int = 0
     delete_asked: bool = False
+    queued: bool = True  # its time in the queue, or between a container and the next, is not over
 
 
 @dataclass(slots=True, kw_only=True)

@@ -1,5 +1,6 @@
 """The control room under /_fake/: what is going on, what really happened, and faults on demand."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
@@ -8,6 +9,7 @@ from flask import Blueprint, Response, request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fake_server.faults import FaultRule
+from fake_server.recorder import Recorder
 from fake_server.wire import Wire, json_reply, same_secret
 from fake_server.world import World
 
@@ -31,6 +33,13 @@ class ClockOrder(_Body):
         return self
 
 
+class AdvanceOrder(_Body):
+    """POST advance: let machines that wait in a stage go on; patterns for id or name, and for the stage."""
+
+    machine: str = "*"
+    stage: str = "*"
+
+
 class StockOrder(_Body):
     """POST stock: let other tenants take or leave AutoDL's GPUs until `idle` are free on each host of that kind."""
 
@@ -43,15 +52,16 @@ class StockOrder(_Body):
 class _Room:
     wire: Wire
     reset: Callable[[], None]
+    recorder: Recorder
 
     @property
     def world(self) -> World:
         return self.wire.world()
 
 
-def blueprint(wire: Wire, reset: Callable[[], None]) -> Blueprint:
+def blueprint(wire: Wire, reset: Callable[[], None], recorder: Recorder) -> Blueprint:
     """Return the control room, to be mounted under /_fake. Every call needs the header X-Fake-Control."""
-    room = _Room(wire, reset)
+    room = _Room(wire, reset, recorder)
     control = Blueprint("control", __name__)
 
     def serve(name: str, call: str, answer: Callable[..., Any]) -> None:
@@ -63,7 +73,11 @@ def blueprint(wire: Wire, reset: Callable[[], None]) -> Blueprint:
     serve("calls", "GET /calls", _calls)
     serve("reset", "POST /reset", _reset)
     serve("clock", "POST /clock", _clock)
+    serve("timings", "POST /timings", _timings)
+    serve("advance", "POST /advance", _advance)
     serve("stock", "POST /stock", _stock)
+    serve("recording", "GET /record", lambda room: room.recorder.calls())
+    serve("record", "POST /record", _record)
     serve("list_faults", "GET /faults", _list_faults)
     serve("add_fault", "POST /faults", _add_fault)
     serve("remove_faults", "DELETE /faults", _remove_faults)
@@ -118,12 +132,30 @@ def _clock(room: _Room) -> Any:
     return {"now": timeline.now(), "speed": timeline.speed}
 
 
+def _timings(room: _Room) -> Any:
+    changes = json.loads(request.get_data())
+    if not isinstance(changes, dict):
+        raise ValueError("give timings by name, as seconds or manual")  # noqa: TRY004 -- it is what was sent that is wrong
+    return room.world.set_timings(changes)
+
+
+def _advance(room: _Room) -> Any:
+    order = AdvanceOrder.model_validate_json(request.get_data() or b"{}")
+    with room.world.ground.lock:
+        return {"advanced": room.world.ground.stages.advance(order.machine, order.stage)}
+
+
 def _stock(room: _Room) -> Any:
     order = StockOrder.model_validate_json(request.get_data())
     world = room.world
     with world.ground.lock:
         world.autodl.set_idle(order.gpu, order.region, order.idle)
         return world.autodl.fleet.idle_by_region()
+
+
+def _record(room: _Room) -> Any:
+    room.recorder.begin()
+    return {"recording": True}
 
 
 def _list_faults(room: _Room) -> Any:

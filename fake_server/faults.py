@@ -1,47 +1,24 @@
-"""Faults on demand: which call goes wrong, when, and how."""
+"""Faults of calls: what the client of an API gets instead of the right reply."""
 
-import itertools
 import json
+import random
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from typing import Annotated, Any, Literal
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from flask import Response
-from pydantic import BaseModel, ConfigDict, Field
+
+from fake_server.distortion import Distortion, distorted
+from fake_server.fault_rules import KINDS, FaultRule, Rules
+
+__all__ = ["KINDS", "Act", "Cut", "Fault", "FaultRule", "Faults", "Outcome"]
 
 Act = Callable[[], Response]
-Cut = Literal["reset", "close"]
-Kind = Literal[
-    "timeout", "reset", "error_500", "rate_limit_429", "broken_json", "lost_reply", "late_act", "error_envelope"
-]
-
-
-class FaultRule(BaseModel):
-    """One rule, as the control room takes it.
-
-    endpoint is a published name such as "autodl.create_deployment", or a pattern such as "autodl.*"; a name without
-    its provider is completed from `provider`. The first `after` matching calls pass, the next `count` (null: all) fail.
-    `seconds` is real time for timeout, simulated time for late_act. `retry_after` is for rate_limit_429.
-    """
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    endpoint: str
-    kind: Kind
-    provider: Literal["autodl", "matrixdc"] | None = None
-    after: Annotated[int, Field(ge=0)] = 0
-    count: Annotated[int, Field(ge=1)] | None = 1
-    seconds: Annotated[float, Field(ge=0, le=3600)] = 1.0
-    retry_after: Annotated[int, Field(ge=0)] = 1
-
-    @property
-    def pattern(self) -> str:
-        """The endpoint's full name or pattern."""
-        if self.provider is None or self.endpoint.startswith(f"{self.provider}."):
-            return self.endpoint
-        return f"{self.provider}.{self.endpoint}"
+Cut = Literal["reset", "close", "reset_in_body", "close_in_body"]
+_REMEMBERED_LISTS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +34,12 @@ class Call:
     """A call that goes wrong. `act` does what was asked; `later` does it so many simulated seconds from now."""
 
     rule: FaultRule
+    dice: random.Random
     act: Act
     later: Callable[[float], None]
     envelope: Any
+    unauthorized: Act
+    old_reply: Response | None
     ended: threading.Event
 
 
@@ -100,15 +80,51 @@ def _error_envelope(call: Call) -> Outcome:
     return Outcome(Response(json.dumps(call.envelope, ensure_ascii=False), content_type="application/json"))
 
 
-KINDS: dict[Kind, tuple[str, Callable[[Call], Outcome]]] = {
-    "timeout": ("does nothing, holds the reply for `seconds`, then closes the connection", _timeout),
-    "reset": ("does nothing and resets the connection (RST)", _reset),
-    "error_500": ("does nothing and replies HTTP 500 in plain text", _error_500),
-    "rate_limit_429": ("does nothing and replies HTTP 429 with Retry-After", _rate_limit),
-    "broken_json": ("acts, and cuts the reply's JSON in half", _broken_json),
-    "lost_reply": ("acts, and resets the connection in place of the reply", _lost_reply),
-    "late_act": ("replies HTTP 500 and acts `seconds` of simulated time later", _late_act),
-    "error_envelope": ("does nothing and replies HTTP 200 with the provider's error body", _error_envelope),
+def _reset_in_body(call: Call) -> Outcome:
+    return Outcome(call.act(), "reset_in_body")
+
+
+def _truncated_body(call: Call) -> Outcome:
+    return Outcome(call.act(), "close_in_body")
+
+
+def _token_expired(call: Call) -> Outcome:
+    return Outcome(call.unauthorized())
+
+
+def _stale_list(call: Call) -> Outcome:
+    if call.old_reply is not None:
+        return Outcome(call.old_reply)
+    with distorted(Distortion(hide_all=True)):
+        return Outcome(call.act())
+
+
+def _duplicated_events(call: Call) -> Outcome:
+    with distorted(Distortion(repeat_events=2)):
+        return Outcome(call.act())
+
+
+def _reordered_events(call: Call) -> Outcome:
+    with distorted(Distortion(shuffle_events=call.dice)):
+        return Outcome(call.act())
+
+
+_ACTIONS: dict[str, Callable[[Call], Outcome]] = {
+    "timeout": _timeout,
+    "reset": _reset,
+    "error_500": _error_500,
+    "rate_limit_429": _rate_limit,
+    "broken_json": _broken_json,
+    "lost_reply": _lost_reply,
+    "late_act": _late_act,
+    "error_envelope": _error_envelope,
+    "reset_in_body": _reset_in_body,
+    "truncated_body": _truncated_body,
+    "token_expired": _token_expired,
+    "stale_list": _stale_list,
+    "duplicated_events": _duplicated_events,
+    "reordered_events": _reordered_events,
+    "release_fails": _error_500,
 }
 
 
@@ -117,77 +133,64 @@ class Fault:
     """One call's fault."""
 
     rule: FaultRule
+    dice: random.Random
+    old_reply: Response | None
     ended: threading.Event
 
-    def apply(self, act: Act, *, later: Callable[[float], None], envelope: Any) -> Outcome:
+    def apply(self, act: Act, *, later: Callable[[float], None], envelope: Any, unauthorized: Act) -> Outcome:
         """Carry the fault out."""
-        call = Call(rule=self.rule, act=act, later=later, envelope=envelope, ended=self.ended)
-        return KINDS[self.rule.kind][1](call)
+        call = Call(
+            rule=self.rule,
+            dice=self.dice,
+            act=act,
+            later=later,
+            envelope=envelope,
+            unauthorized=unauthorized,
+            old_reply=self.old_reply,
+            ended=self.ended,
+        )
+        return _ACTIONS[self.rule.kind](call)
 
 
-@dataclass(slots=True)
-class _Armed:
-    id: int
-    rule: FaultRule
-    seen: int = 0
-    fired: int = field(default=0)
+class Faults(Rules):
+    """The rules in force, and what carrying them out needs. The first that matches a call and is due decides it."""
 
-    def fires(self) -> bool:
-        self.seen += 1
-        over = self.rule.count is not None and self.fired >= self.rule.count
-        if self.seen <= self.rule.after or over:
-            return False
-        self.fired += 1
-        return True
-
-
-class Faults:
-    """The rules in force. The first that matches a call and is due decides it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._armed: list[_Armed] = []
-        self._ids = itertools.count(1)
-        self._endpoints: set[str] = set()
+    def __init__(self, *, now: Callable[[], float] = time.time, seed: int | None = None) -> None:
+        super().__init__(now=now, seed=seed)
         self._ended = threading.Event()
+        self._guard = threading.Lock()
+        self._lists: OrderedDict[object, bytes] = OrderedDict()
 
-    def register(self, endpoint: str) -> None:
-        """Publish an endpoint's name."""
-        self._endpoints.add(endpoint)
+    def next_for(
+        self, endpoint: str, *, about: Callable[[], Collection[str]] = tuple, question: object = None
+    ) -> Fault | None:
+        """Return what happens to this call; None is nothing.
 
-    def add(self, rule: FaultRule) -> int:
-        """Arm a rule and return its id; ValueError if it can match no endpoint."""
-        if not any(fnmatchcase(name, rule.pattern) for name in self._endpoints):
-            raise ValueError(f"no endpoint is named {rule.pattern}; GET /_fake/faults lists them")
-        with self._lock:
-            armed = _Armed(next(self._ids), rule)
-            self._armed.append(armed)
-            return armed.id
+        `about` names the machines that the call is about; `question` is what an old reply would answer as well.
+        """
+        found = self.call(endpoint, about)
+        if found is None:
+            return None
+        with self._guard:
+            old = self._lists.get(question)
+        reply = None if old is None else Response(old, content_type="application/json; charset=utf-8")
+        return Fault(*found, reply, self._ended)
 
-    def remove(self, rule_id: int | None = None) -> None:
-        """Disarm one rule, or all."""
-        with self._lock:
-            self._armed = [armed for armed in self._armed if rule_id is not None and armed.id != rule_id]
+    def remember(self, question: object, reply: Response) -> None:
+        """Keep a list's reply for the day that the list is stale."""
+        if reply.status_code == 200:  # noqa: PLR2004 -- OK
+            with self._guard:
+                self._lists[question] = reply.get_data()
+                self._lists.move_to_end(question)
+                if len(self._lists) > _REMEMBERED_LISTS:
+                    self._lists.popitem(last=False)
 
-    def next_for(self, endpoint: str) -> Fault | None:
-        """Return what happens to this call; None is nothing. Every matching rule counts the call."""
-        with self._lock:
-            matching = [armed for armed in self._armed if fnmatchcase(endpoint, armed.rule.pattern)]
-            for armed in matching:
-                if armed.fires():
-                    return Fault(armed.rule, self._ended)
-        return None
+    def forget(self) -> None:
+        """Disarm all rules and forget old replies, for a new world."""
+        self.remove()
+        with self._guard:
+            self._lists.clear()
 
     def end(self) -> None:
         """Let go of replies that are being held."""
         self._ended.set()
-
-    def as_json(self) -> dict[str, Any]:
-        """Return rules, kinds and endpoint names."""
-        with self._lock:
-            rules = [
-                {"id": each.id, **each.rule.model_dump(), "seen": each.seen, "fired": each.fired}
-                for each in self._armed
-            ]
-        kinds = {kind: meaning for kind, (meaning, _) in KINDS.items()}
-        return {"rules": rules, "kinds": kinds, "endpoints": sorted(self._endpoints)}

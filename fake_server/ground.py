@@ -9,15 +9,22 @@ import subprocess
 import threading
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from fake_server import disk_change
 from fake_server.call_log import CallLog
 from fake_server.clock import Timeline
 from fake_server.containers import Containers
+from fake_server.distortion import shown
+from fake_server.fault_rules import Rules, Target
 from fake_server.lanes import Lanes
+from fake_server.mortals import Mortals
 from fake_server.spec import CommandRecord, ContainerSpec, Endpoint
+from fake_server.stages import Stages
 from fake_server.timings import Guesses, Timings
+from fake_server.trouble import Trouble
 from fake_server.truth import Command, Truth
 
 _log = logging.getLogger(__name__)
@@ -38,11 +45,15 @@ class Ground:
         timings: Timings,
         guesses: Guesses,
         containers: Callable[..., Containers],
+        rules: Rules,
     ) -> None:
         self.lock = threading.RLock()
         self.timeline = Timeline(self.lock, start_at=start_at, speed=speed)
         self.timings = timings
         self.guesses = guesses
+        self.rules = rules
+        self.stages = Stages(self.timeline, rules, lambda: self.timings)
+        self.mortals = Mortals(self.timeline, rules)
         self.truth = Truth()
         self.calls: Counter[str] = Counter()
         self.call_log = CallLog()
@@ -63,6 +74,15 @@ class Ground:
             self.containers.stop(name)  # a lane waits for its farewell command
         self._lanes.join()
         self.containers.close()
+
+    def target(self, machine_id: str) -> Target:
+        """Return how fault rules see a machine that was made."""
+        truth = self.truth.machines[machine_id]
+        return Target(provider=truth.provider, id=machine_id, name=truth.name)
+
+    def listed(self, created_at: float) -> bool:
+        """Say whether lists know yet of what was created then."""
+        return shown(created_at, now=self.timeline.now(), lag_s=self.timings.list_lag_s)
 
     def hex(self, digits: int) -> str:
         """Return an id of so many hexadecimal digits."""
@@ -95,9 +115,14 @@ class Ground:
             with self.lock:
                 if not wanted():
                     return
+                target = self.target(spec.name)
+                if self.rules.strike("dies_in_boot", target):
+                    failed()
+                    return
+            machine = replace(spec, trouble=Trouble(self.rules, target))
             try:
                 _lay_out(spec, image)
-                endpoint = self.containers.start(spec, sshd_delay_s=self.timeline.real_s(self.timings.sshd_s))
+                endpoint = self.containers.start(machine, sshd_delay_s=self.timeline.real_s(self.timings.sshd_s))
             except Exception:  # noqa: BLE001 -- whatever it was, the cloud says that the machine failed
                 _log.exception("container %s did not start", spec.name)
                 with self.lock:
@@ -111,8 +136,14 @@ class Ground:
 
         self._lanes.submit(spec.name, job)
 
+    def runs(self, machine_id: str, *, die: Callable[[], None]) -> None:
+        """Note that a machine runs from now on; `die` lets its provider notice that it died of a fault."""
+        unnoticed = partial(self.halt, machine_id, then=lambda: None)
+        self.mortals.enter(self.target(machine_id), {"dies_mid_run": die, "dies_unnoticed": unnoticed})
+
     def halt(self, name: str, *, then: Callable[[], None], farewell: str | None = None, grace_s: float = 0.0) -> None:
         """Stop the container off the lock, after a farewell command where there is one; then call `then`, locked."""
+        self.mortals.leave(name)
 
         def job() -> None:
             if farewell and name in self.containers.running():

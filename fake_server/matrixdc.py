@@ -107,7 +107,7 @@ def _create(cloud: MatrixdcCloud) -> Any:
 
 
 def _list(cloud: MatrixdcCloud) -> Any:
-    nodes = [replies.instance(each, cloud) for each in reversed(cloud.instances.values())]
+    nodes = [replies.instance(each, cloud) for each in cloud.listed()]
     return {"hasNextPage": False, "nodes": nodes, "totalCount": len(nodes)}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from uuid import UUID
 
 from fake_server.catalog import GPUS, MATRIXDC_GPUS, MATRIXDC_PUBLIC_PROJECT, MATRIXDC_REGION, MATRIXDC_SKUS, Sku
+from fake_server.fault_rules import Target
 from fake_server.ground import Ground
 from fake_server.matrixdc_types import Instance, Order, Status, Volume
 from fake_server.refusal import Reason, Refused
@@ -62,7 +63,7 @@ class MatrixdcCloud:
         self._take_gpus(instance)
         self.instances[name] = instance
         self._ground.truth.made(_truth(instance, owner=self.namespace))
-        self._ground.timeline.after(self._ground.timings.matrixdc_creating_s, partial(self._boot, instance))
+        self._ground.stages.after("matrixdc_creating", _target(instance), partial(self._boot, instance))
         if order.prepaid_s:
             instance.stops_at = now + order.prepaid_s
             self._ground.timeline.at(instance.stops_at, partial(self._expire, instance))
@@ -74,6 +75,10 @@ class MatrixdcCloud:
             raise Refused(Reason.NOT_FOUND, f"实例不存在: {name}")
         return self.instances[name]
 
+    def listed(self) -> list[Instance]:
+        """Return the instances that lists know of yet, newest first."""
+        return [each for each in reversed(self.instances.values()) if self._ground.listed(each.created_at)]
+
     def power_off(self, instance: Instance, *, grace_s: float, snapshot: tuple[str, str] | None) -> None:
         """Stop a running instance; its disk stays. `snapshot` is the name and tag to save the system disk under."""
         if snapshot is not None:
@@ -81,9 +86,13 @@ class MatrixdcCloud:
         if instance.status != "Running":
             raise Refused(Reason.CONFLICT, f"实例状态为 {instance.status}, 不能关机")
         self._reach(instance, "Shutting Down")
-        down_at = self._ground.timeline.now() + self._ground.timings.matrixdc_shutting_down_s
+        now = self._ground.timeline.now()
         down = partial(self._stopped, instance, snapshot)
-        self._ground.halt(instance.name, grace_s=grace_s, then=lambda: self._ground.timeline.at(down_at, down))
+        self._ground.halt(
+            instance.name,
+            grace_s=grace_s,
+            then=lambda: self._ground.stages.after("matrixdc_shutting_down", _target(instance), down, since=now),
+        )
 
     def power_on(self, instance: Instance) -> None:
         """Start a powered-off instance on the same disk, with another password and port."""
@@ -91,16 +100,19 @@ class MatrixdcCloud:
             raise Refused(Reason.CONFLICT, f"实例状态为 {instance.status}, 不能开机")
         self._take_gpus(instance)
         self._reach(instance, "Starting")
-        self._ground.timeline.after(self._ground.timings.matrixdc_starting_s, partial(self._boot, instance))
+        self._ground.stages.after("matrixdc_starting", _target(instance), partial(self._boot, instance))
 
     def delete(self, instance: Instance) -> None:
         """Remove an instance and its disks, whatever it is doing. Idempotent until it is gone."""
         if instance.status == "Deleting":
             return
         self._reach(instance, "Deleting")
-        gone_at = self._ground.timeline.now() + self._ground.timings.matrixdc_deleting_s
+        now = self._ground.timeline.now()
         gone = partial(self._gone, instance)
-        self._ground.halt(instance.name, then=lambda: self._ground.timeline.at(gone_at, gone))
+        self._ground.halt(
+            instance.name,
+            then=lambda: self._ground.stages.after("matrixdc_deleting", _target(instance), gone, since=now),
+        )
 
     def _boot(self, instance: Instance) -> None:
         if instance.status not in {"Creating", "Starting"}:
@@ -136,11 +148,20 @@ class MatrixdcCloud:
         instance.endpoint = endpoint
         self._ground.truth.powered_on(instance.name, self._ground.timeline.now())
         self._reach(instance, "Running")
+        self._ground.runs(instance.name, die=partial(self._die, instance))
 
     def _failed(self, instance: Instance, booting: Status) -> None:
         if instance.status == booting:
             self._free_gpus(instance)
             self._reach(instance, "Failed")
+
+    def _die(self, instance: Instance) -> None:
+        def dead() -> None:
+            if instance.status == "Running":
+                self._unpower(instance)
+                self._reach(instance, "Failed")
+
+        self._ground.halt(instance.name, then=dead)
 
     def _stopped(self, instance: Instance, snapshot: tuple[str, str] | None) -> None:
         if instance.status != "Shutting Down":
@@ -148,14 +169,17 @@ class MatrixdcCloud:
         if snapshot is None:
             self._shut_down(instance)
             return
-        saved_at = self._ground.timeline.now() + self._ground.timings.matrixdc_snapshot_s
+        if self._ground.rules.happens("snapshot_fails", _target(instance)):
+            self._ground.stages.after("matrixdc_snapshot", _target(instance), partial(self._shut_down, instance))
+            return
+        now = self._ground.timeline.now()
         target = self._folder / "images" / self._ground.hex(12)
         saved = partial(self._saved, instance, snapshot, target)
         self._ground.copy_disk(
             instance.name,
             self._disk(instance),
             target,
-            then=lambda: self._ground.timeline.at(saved_at, saved),
+            then=lambda: self._ground.stages.after("matrixdc_snapshot", _target(instance), saved, since=now),
             failed=partial(self._shut_down, instance),
         )
 
@@ -218,6 +242,10 @@ class MatrixdcCloud:
 
     def _uuid(self) -> str:
         return str(UUID(int=self._ground.random.getrandbits(128), version=4))
+
+
+def _target(instance: Instance) -> Target:
+    return Target(provider="matrixdc", id=instance.name, name=instance.order.display_name)
 
 
 def _truth(instance: Instance, *, owner: str) -> MachineTruth:

@@ -16,9 +16,10 @@ from urllib.parse import urlsplit
 from flask import Flask, Response, request
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
-from fake_server import autodl, control, matrixdc
+from fake_server import autodl, control, matrixdc, page
 from fake_server.containers import Containers
 from fake_server.faults import Faults
+from fake_server.recorder import Recorder
 from fake_server.timings import Guesses, Timings
 from fake_server.wire import CUT, Wire, json_reply, log_call
 from fake_server.world import World
@@ -44,6 +45,7 @@ class FakeServer:
         token: what both clouds take as API token.
         namespace: MatrixDC's user id.
         control_token: what the control room wants in X-Fake-Control.
+        record: a file for all API calls, which `python -m fake_server.replay` plays again.
         timings: how long transitions take.
         guesses: what the providers leave open.
         containers: makes the machines; real sandboxes with real SSH by default.
@@ -60,6 +62,7 @@ class FakeServer:
         token: str = "fake-token",  # noqa: S107 -- the fake's published token opens nothing but the fake
         namespace: str = "fake-user",
         control_token: str = "fake-control",  # noqa: S107 -- as above
+        record: Path | None = None,
         timings: Timings | None = None,
         guesses: Guesses | None = None,
         containers: Callable[..., Containers] = Containers,
@@ -79,8 +82,10 @@ class FakeServer:
             guesses=guesses,
             namespace=namespace,
             containers=containers,
+            rules=self.faults,
         )
-        self.faults = Faults()
+        self.faults = Faults(now=self._now, seed=seed)
+        self.recorder = Recorder(record, secrets=(token, control_token))
         self._resetting = threading.Lock()
 
     def start(self) -> Self:
@@ -104,17 +109,21 @@ class FakeServer:
         self._thread.join()
         self._http.drop_connections()
         self.world.close()
+        self.recorder.close()
         if self._state is None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def reset(self) -> None:
         """End the world and begin a new, empty one; faults are forgotten too."""
         with self._resetting:
-            self.faults.remove()
+            self.faults.forget()
             self.world.close()
             for name in ("autodl", "matrixdc", "containers"):
                 shutil.rmtree(self._folder / name, ignore_errors=True)
             self.world = self._make_world(self._folder)
+
+    def _now(self) -> float:
+        return self.world.ground.timeline.now()
 
     @property
     def autodl_url(self) -> str:
@@ -160,7 +169,9 @@ class FakeServer:
         app.after_request(lambda reply: log_call(wire, reply))
         app.register_blueprint(autodl.blueprint(wire), url_prefix="/api/v1/dev")
         app.register_blueprint(matrixdc.blueprint(wire), url_prefix="/mdc/api/v1")
-        app.register_blueprint(control.blueprint(wire, self.reset), url_prefix="/_fake")
+        app.register_blueprint(control.blueprint(wire, self.reset, self.recorder), url_prefix="/_fake")
+        app.register_blueprint(page.blueprint(wire, self.reset))
+        self.recorder.watch(app)
         return app
 
 
@@ -210,8 +221,11 @@ class _Handler(WSGIRequestHandler):
 
         chunks = self.server.app(environ, start_response)
         body = b"".join(chunks)
-        if CUT in environ:
-            self._cut(environ[CUT])
+        cut = environ.get(CUT)
+        if cut in ("reset_in_body", "close_in_body"):
+            self._send(head[0], head[1], body[: len(body) // 2])  # the head still promises the whole
+        if cut is not None:
+            self._cut(cut.removesuffix("_in_body"))
             return
         self._send(head[0], head[1], body)
 

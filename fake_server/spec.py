@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from fake_server.trouble import Trouble
+
 Isolation = Literal["unshare", "bubblewrap", "none"]
 CommandKind = Literal["exec", "shell", "sftp", "cmd"]
 
@@ -16,6 +18,7 @@ class ContainerSpec:
     ``disk`` is the host folder of its own system disk: an empty folder is a freshly installed image, and a copy of the
     folder is a snapshot. ``volumes`` are data disks (path inside → host folder), which a snapshot does not carry.
     ``cmd`` runs as ``bash -c cmd`` at the start; its end is reported. ``conda`` is where the image's Python lives.
+    ``trouble`` is what fault rules have in store for the machine.
     """
 
     name: str
@@ -31,6 +34,7 @@ class ContainerSpec:
     conda: str
     password: str = field(repr=False)
     cmd: str | None = None
+    trouble: Trouble | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,19 @@
 """How long each transition of the fake clouds takes."""
 
+import math
 from dataclasses import dataclass
+
+MANUAL = math.inf
+"""The length of a stage that is over when the control room says so, and not before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
-    """Seconds of simulated time. The defaults are far quicker than the real clouds, whose figures nobody promises."""
+    """Seconds of simulated time. The defaults are far quicker than the real clouds, whose figures nobody promises.
+
+    0 is at once. MANUAL makes a stage wait for POST /_fake/advance (all but sshd_s and list_lag_s). list_lag_s is how
+    long the lists of both clouds take to learn of what was created.
+    """
 
     autodl_queued_s: float = 0.1
     autodl_creating_s: float = 0.2
@@ -20,6 +28,7 @@ class Timings:
     matrixdc_snapshot_s: float = 0.3
     matrixdc_deleting_s: float = 0.3
     sshd_s: float = 0.2
+    list_lag_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

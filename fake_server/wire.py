@@ -6,11 +6,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from typing import Any
 
-from flask import Blueprint, Response, copy_current_request_context, g, request
+from flask import Blueprint, Response, copy_current_request_context, current_app, g, request
 
 from fake_server.call_log import ApiCall, without_secrets
+from fake_server.call_machines import machines_of_call
 from fake_server.faults import Faults
 from fake_server.world import World
 
@@ -49,6 +51,12 @@ def timestamp(at: float) -> str:
 def same_secret(given: str, wanted: str) -> bool:
     """Compare without telling by the time taken how much was right."""
     return hmac.compare_digest(given.encode(), wanted.encode())
+
+
+def with_wrong_token(view: View, values: dict[str, str]) -> Response:
+    """Return what the view replies to a token that it does not know."""
+    with current_app.test_request_context(headers={"Authorization": "expired"}):
+        return view(**values)
 
 
 def log_call(wire: Wire, reply: Response) -> Response:
@@ -94,12 +102,21 @@ def add(blueprint: Blueprint, wire: Wire, name: str, call: str, view: View, *, e
             world.ground.calls[name] += 1
         request.get_data(cache=True)
         g.fake_endpoint = name
-        fault = wire.faults.next_for(name)
+        question = (name, request.full_path, request.get_data())
+        fault = wire.faults.next_for(name, about=lambda: machines_of_call(world, values), question=question)
         g.fake_fault = "" if fault is None else fault.rule.kind
         if fault is None:
-            return view(**values)
+            reply = view(**values)
+            if "list_" in name:
+                wire.faults.remember(question, reply)
+            return reply
         act = copy_current_request_context(lambda: view(**values))
-        outcome = fault.apply(act, later=lambda seconds: world.later(seconds, act), envelope=envelope)
+        outcome = fault.apply(
+            act,
+            later=lambda seconds: world.later(seconds, act),
+            envelope=envelope,
+            unauthorized=partial(with_wrong_token, view, values),
+        )
         if outcome.cut is not None:
             request.environ[CUT] = outcome.cut
         return outcome.response

@@ -3,14 +3,15 @@
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from fake_server.autodl_rules import AutodlCloud
 from fake_server.containers import Containers
+from fake_server.fault_rules import Rules
 from fake_server.ground import Ground
 from fake_server.matrixdc_rules import MatrixdcCloud
+from fake_server.stages import changed_timings, timings_as_json
 from fake_server.timings import Guesses, Timings
 
 
@@ -27,6 +28,7 @@ class World:
         guesses: Guesses | None = None,
         namespace: str = "fake-user",
         containers: Callable[..., Containers] = Containers,
+        rules: Rules | None = None,
     ) -> None:
         self.ground = Ground(
             folder=folder,
@@ -36,13 +38,16 @@ class World:
             timings=timings or Timings(),
             guesses=guesses or Guesses(),
             containers=containers,
+            rules=rules or Rules(),
         )
         self.autodl = AutodlCloud(self.ground)
         self.matrixdc = MatrixdcCloud(self.ground, namespace=namespace)
+        self._unwatch = self.ground.rules.watch(self._rules_changed)
         self.ground.timeline.start()
 
     def close(self) -> None:
         """Kill every container and end the clock."""
+        self._unwatch()
         self.ground.close()
 
     def later(self, seconds: float, action: Callable[[], Any]) -> None:
@@ -53,6 +58,19 @@ class World:
 
         self.ground.timeline.after(seconds, begin)
 
+    def set_timings(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """Change how long stages take, in seconds or to "manual"; return all timings. What waits no longer goes on."""
+        with self.ground.lock:
+            self.ground.timings = changed_timings(self.ground.timings, changes)
+            self.ground.stages.reconsider()
+            return timings_as_json(self.ground.timings)
+
+    def _rules_changed(self) -> None:
+        with self.ground.lock:
+            self.ground.stages.reconsider()
+            self.ground.mortals.reconsider()
+            self.autodl.refill()
+
     def state(self) -> dict[str, Any]:
         """Return what is going on now."""
         isolation = self.ground.containers.isolation
@@ -60,13 +78,15 @@ class World:
             now = self.ground.timeline.now()
             return {
                 "isolation": isolation,
+                "safe": isolation != "none",
                 "now": now,
                 "speed": self.ground.timeline.speed,
                 "machines": [machine.as_json(now) for machine in self.ground.truth.alive()],
                 "deployments": self.autodl.summary(),
                 "images": sorted(self.matrixdc.images),
                 "stock": {"autodl": self.autodl.fleet.idle_by_region(), "matrixdc": dict(self.matrixdc.idle)},
-                "timings": asdict(self.ground.timings),
+                "timings": timings_as_json(self.ground.timings),
+                "waiting": self.ground.stages.waiting(),
             }
 
     def ledger(self) -> dict[str, Any]:
