@@ -80,7 +80,6 @@ def _make_private(path: Path) -> None:
 
 
 def _prepare_connection(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # the driver begins no transaction by itself: _begin does
     with closing(connection.cursor()) as cursor:
         cursor.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
         cursor.execute("PRAGMA journal_mode=WAL")

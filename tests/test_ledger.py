@@ -122,6 +122,13 @@ def test_the_quick_list_loads_no_sqlalchemy(url: str) -> None:
     assert done.stdout == "[] False\n"
 
 
+def test_the_quick_list_leaves_another_revision_to_the_ledger(ledger: Ledger, url: str) -> None:
+    with ledger._engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(BadInput, match="newer gpujobs"):
+        ledger_glance.list_runs(url)
+
+
 def test_the_quick_list_makes_an_absent_ledger_and_refuses_what_is_none(url: str, tmp_path: Path) -> None:
     assert ledger_glance.list_runs(url) == []
     assert (tmp_path / "home/ledger.db").exists()
@@ -277,6 +284,16 @@ def test_an_event_of_a_machine_that_was_never_intended_is_refused(rented: Ledger
     event = Event(machine_id="m", unit="", status=MachineStatus.RUNNING, raw_status="running", at=NOW)
     with pytest.raises(Busy, match="event of gj-ada-zzzz-1"):
         rented.add_event("gj-ada-zzzz-1", event, seen_at=NOW)
+
+
+def test_events_of_two_machines_are_told_in_the_order_heard(rented: Ledger) -> None:
+    rented.add_attempt(an_attempt(number=2))
+    rented.intend(a_machine(number=2))
+    for number in (2, 1, 2, 1):
+        at = NOW + len(rented.events("k3x9")) * MINUTE
+        event = Event(machine_id="m", unit="", status=MachineStatus.RUNNING, raw_status="running", at=at)
+        rented.add_event(f"gj-ada-k3x9-{number}", event, seen_at=NOW)
+    assert [event.machine[-1] for event in rented.events("k3x9")] == ["2", "1", "2", "1"]
 
 
 def test_the_same_event_of_two_machines_is_two_events(rented: Ledger) -> None:

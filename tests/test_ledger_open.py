@@ -15,6 +15,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import make_url
 from sqlalchemy.schema import CreateTable
 
 from gpujobs import ledger_engine, ledger_glance
@@ -92,6 +93,12 @@ def test_a_url_that_cannot_be_a_ledger_is_refused_without_its_password(url: str,
         open_ledger(url)
     assert words in str(caught.value)
     assert "hunter2" not in str(caught.value)
+
+
+def test_a_servers_name_is_shown_without_its_password() -> None:
+    engine = create_engine("sqlite://")
+    engine.url = make_url("postgresql://ada:hunter2@db/ledger")
+    assert ledger_engine.place(engine) == "postgresql://ada:***@db/ledger"
 
 
 def test_a_file_that_is_no_database_is_refused_by_name(tmp_path: Path) -> None:
