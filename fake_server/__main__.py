@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             token=asked.token,
             namespace=asked.namespace,
             control_token=asked.control_token,
+            record=asked.record,
         ).start()
     except (OSError, ValueError) as error:
         sys.stderr.write(f"fake_server: cannot listen on {asked.host}:{asked.port}: {error}\n")
@@ -53,6 +54,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--speed", type=_speed, default=1.0, help="simulated seconds a real second (default 1)")
     parser.add_argument("--seed", type=int, help="make ids repeatable")
     parser.add_argument("--state", type=Path, help="where disks and snapshots live (default: a temporary folder)")
+    parser.add_argument("--record", type=Path, help="write all API calls to this file, for fake_server.replay")
     parser.add_argument("--token", default="fake-token")
     parser.add_argument("--namespace", default="fake-user")
     parser.add_argument("--control-token", default="fake-control")

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from http import HTTPStatus
+from itertools import groupby, islice
 
 from fake_server.call_log import ApiCall
 from fake_server.matrixdc_types import Instance
@@ -12,6 +14,7 @@ from fake_server.world import World
 
 _EVENTS = 30
 _CALLS = 30
+_CALLS_READ = 2000
 _GONE = 20
 _GONE_STATUS = "gone"
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
@@ -46,13 +49,14 @@ class Happening:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallRow:
-    """One API call."""
+    """API calls of one kind in a row: `what` is the published name, `call` the latest one's method and path."""
 
     at: str
-    method: str
-    path: str
+    what: str
+    call: str
     answer: str
     tone: str
+    times: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +96,7 @@ def view(world: World) -> View:
             gone_count=len(gone),
             waiting=list(_waiting(world)),
             events=[*_events(world)],
-            calls=[_call(each) for each in reversed(list(ground.call_log.calls)[-_CALLS:])],
+            calls=list(_calls(ground.call_log.calls)),
             call_count=ground.call_log.total,
             running_cny_per_h=sum(row.cny_per_h for row in alive if row.powered),
             spent_cny=sum(row.cost_cny for row in rows),
@@ -161,13 +165,29 @@ def _touched_at(box: Instance) -> float:
     return box.created_at if box.updated_at is None else box.updated_at
 
 
-def _call(each: ApiCall) -> CallRow:
+def _calls(calls: Sequence[ApiCall]) -> Iterator[CallRow]:
+    """Tell the latest calls, newest first; polls that were answered alike are one row."""
+    alike = groupby(islice(reversed(calls), _CALLS_READ), key=lambda each: (each.endpoint, _answer(each)))
+    for (_, answer), group in islice(alike, _CALLS):
+        latest, *others = group
+        call = f"{latest.method} {latest.path}"
+        yield CallRow(
+            at=_clock(latest.at),
+            what=latest.endpoint or call,
+            call=call,
+            answer=answer,
+            tone="bad" if _refused(latest) else "good",
+            times=1 + len(others),
+        )
+
+
+def _answer(each: ApiCall) -> str:
     answer = "no reply" if each.cut else " ".join(filter(None, (str(each.status), each.code)))
-    refused = each.cut or each.status >= 400 or each.code not in {"", "Success"}  # noqa: PLR2004 -- HTTP's own border
-    told = f"{answer}, fault: {each.fault}" if each.fault else answer
-    return CallRow(
-        at=_clock(each.at), method=each.method, path=each.path, answer=told, tone="bad" if refused else "good"
-    )
+    return f"{answer}, fault: {each.fault}" if each.fault else answer
+
+
+def _refused(each: ApiCall) -> bool:
+    return each.cut or each.status >= HTTPStatus.BAD_REQUEST or each.code not in {"", "Success"}
 
 
 def _stock(world: World) -> Iterator[tuple[str, str, str]]:

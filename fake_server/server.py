@@ -20,6 +20,7 @@ from fake_server import autodl, control, matrixdc, page
 from fake_server.containers import Containers
 from fake_server.faults import Faults
 from fake_server.recorder import Recorder
+from fake_server.store import FolderLock, Store
 from fake_server.timings import Guesses, Timings
 from fake_server.wire import CUT, Wire, json_reply, log_call
 from fake_server.world import World
@@ -41,7 +42,8 @@ class FakeServer:
         port: 0 for any free one.
         speed: simulated seconds a real second.
         seed: makes ids repeatable.
-        state: where disks and snapshots live; by default a temporary folder, removed at the end.
+        state: the folder that keeps the world: a fake started on it again goes on where the last one ended, however
+            that was. By default a temporary folder, removed at the end.
         token: what both clouds take as API token.
         namespace: MatrixDC's user id.
         control_token: what the control room wants in X-Fake-Control.
@@ -74,6 +76,7 @@ class FakeServer:
         self.control_token = control_token
         self._address = (host, port)
         self._state = state
+        self._store: Store | None = None
         self._make_world: Callable[[Path], World] = lambda folder: World(
             folder,
             speed=speed,
@@ -83,6 +86,7 @@ class FakeServer:
             namespace=namespace,
             containers=containers,
             rules=self.faults,
+            store=self._store,
         )
         self.faults = Faults(now=self._now, seed=seed)
         self.recorder = Recorder(record, secrets=(token, control_token))
@@ -95,12 +99,23 @@ class FakeServer:
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self._folder = self._state or Path(tempfile.mkdtemp(prefix="fake-server-"))
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.world = self._make_world(self._folder)
         with listener:
+            self.world = self._open_world()
             self._http = _Server(self._app(), listener)
         self._thread = threading.Thread(target=self._serve, name="fake-http", daemon=True)
         self._thread.start()
         return self
+
+    def _open_world(self) -> World:
+        if self._state is None:
+            return self._make_world(self._folder)
+        self._folder_lock = FolderLock(self._folder)
+        try:
+            self._store = Store(self._folder)
+            return self._make_world(self._folder)
+        except BaseException:
+            self._folder_lock.release()
+            raise
 
     def stop(self) -> None:
         """Kill every container, end every connection, close the port."""
@@ -112,6 +127,8 @@ class FakeServer:
         self.recorder.close()
         if self._state is None:
             shutil.rmtree(self._folder, ignore_errors=True)
+        else:
+            self._folder_lock.release()
 
     def reset(self) -> None:
         """End the world and begin a new, empty one; faults are forgotten too."""
@@ -120,7 +137,13 @@ class FakeServer:
             self.world.close()
             for name in ("autodl", "matrixdc", "containers"):
                 shutil.rmtree(self._folder / name, ignore_errors=True)
+            if self._state is not None:
+                self._store = Store.anew(self._folder)
             self.world = self._make_world(self._folder)
+
+    def _save_before_reply(self, reply: Response) -> Response:
+        self.world.save()
+        return reply
 
     def _now(self) -> float:
         return self.world.ground.timeline.now()
@@ -166,6 +189,7 @@ class FakeServer:
         )
         app = Flask(__name__, static_folder=None)
         app.before_request(_refuse_foreign_hosts)
+        app.after_request(self._save_before_reply)
         app.after_request(lambda reply: log_call(wire, reply))
         app.register_blueprint(autodl.blueprint(wire), url_prefix="/api/v1/dev")
         app.register_blueprint(matrixdc.blueprint(wire), url_prefix="/mdc/api/v1")
@@ -221,6 +245,8 @@ class _Handler(WSGIRequestHandler):
 
         chunks = self.server.app(environ, start_response)
         body = b"".join(chunks)
+        if hasattr(chunks, "close"):
+            chunks.close()
         cut = environ.get(CUT)
         if cut in ("reset_in_body", "close_in_body"):
             self._send(head[0], head[1], body[: len(body) // 2])  # the head still promises the whole

@@ -6,10 +6,16 @@ missing=""
 command -v ssh >/dev/null 2>&1 || missing="$missing openssh-client"
 [ -x /usr/lib/openssh/sftp-server ] || missing="$missing openssh-sftp-server"
 command -v unshare >/dev/null 2>&1 || missing="$missing util-linux"
+command -v chromium >/dev/null 2>&1 || missing="$missing chromium"
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
   export DEBIAN_FRONTEND=noninteractive
-  # shellcheck disable=SC2086 # a list of package names
-  { apt-get update -qq && apt-get install -y -qq --no-install-recommends $missing; } >/dev/null && exit 0
+  apt-get update -qq >/dev/null
+  left=""
+  for package in $missing; do # one at a time: one that cannot be had keeps no other away
+    apt-get install -y -qq --no-install-recommends "$package" >/dev/null || left="$left $package"
+  done
+  missing="$left"
+  [ -n "$missing" ] || exit 0
 fi
 echo "NOT INSTALLED:$missing. The tests that need them will be skipped, and say so." >&2

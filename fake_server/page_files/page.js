@@ -4,7 +4,7 @@ const PERIOD_MS = 2000;
 
 async function refresh() {
   const live = document.getElementById("live");
-  if (document.hidden || live.contains(document.activeElement)) return;
+  if (document.hidden) return;
   const reply = await fetch("/", { cache: "no-store" });
   const fresh = new DOMParser().parseFromString(await reply.text(), "text/html");
   const next = fresh.getElementById("live");
@@ -13,7 +13,9 @@ async function refresh() {
     const same = next.querySelector("#" + old.id);
     if (same) same.open = true;
   }
+  const held = live.contains(document.activeElement) && document.activeElement.closest("[id]");
   live.replaceWith(next);
+  if (held && held.id !== "live") document.querySelector(`#${held.id} > summary, #${held.id} button`)?.focus();
   document.title = fresh.title;
 }
 
