@@ -16,7 +16,7 @@ from flask import Blueprint, Response, render_template, request
 from pydantic import ValidationError
 
 from fake_server.control import ClockOrder
-from fake_server.faults import FaultRule
+from fake_server.fault_rules import KINDS, FaultRule
 from fake_server.page_view import view
 from fake_server.wire import Wire, json_reply, same_secret
 
@@ -42,8 +42,12 @@ COMMON_FAULTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "broken": ("The next 3 calls: HTTP 500", {"kind": "error_500", "count": 3}),
     "half": ("The next call: half of its JSON", {"kind": "broken_json"}),
     "reset": ("The next 3 calls: connection reset", {"kind": "reset", "count": 3}),
+    "release": ("The next 3 releases fail", {"kind": "release_fails", "count": 3}),
+    "queue": ("The next machine is never scheduled", {"kind": "never_scheduled"}),
+    "death": ("A machine dies, 5 s into its run", {"kind": "dies_mid_run", "seconds": 5}),
+    "cut": ("The next SSH connection is cut after 10 kB", {"kind": "ssh_cut", "bytes": 10_000}),
 }
-"""What the page offers as one button each: a label, and the rule; of every endpoint where none is named."""
+"""What the page offers as one button each: a label, and the rule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,13 +170,24 @@ def _common_fault(room: _Page) -> None:
     name = request.form.get("name", "")
     if name not in COMMON_FAULTS:
         raise ValueError(f"there is no common fault named {name}")
-    room.wire.faults.add(FaultRule(**{"endpoint": "*", **COMMON_FAULTS[name][1]}))
+    rule = COMMON_FAULTS[name][1]
+    room.wire.faults.add(FaultRule.model_validate({**_anywhere(rule["kind"]), **rule}))
 
 
 def _fault(room: _Page) -> None:
     form = request.form
-    rule = {"endpoint": form.get("endpoint", ""), "kind": form.get("kind", ""), "count": int(form.get("count") or 1)}
+    rule: dict[str, Any] = {"kind": form.get("kind", ""), **_anywhere(form.get("kind", ""))}
+    places = ("endpoint",) if "endpoint" in rule else ("machine",)
+    rule.update({name: form[name] for name in places if form.get(name)})
+    rule.update({name: int(form[name]) for name in ("count", "bytes_per_s") if form.get(name)})
+    rule.update({name: float(form[name]) for name in ("seconds",) if form.get(name)})
     room.wire.faults.add(FaultRule.model_validate(rule))
+
+
+def _anywhere(kind: str) -> dict[str, str]:
+    """Return where a kind of fault strikes if nothing else is said: faults of calls that have no calls of their own."""
+    known = KINDS.get(kind)
+    return {"endpoint": known.endpoint or "*"} if known is not None and known.layer == "call" else {}
 
 
 def _unfault(room: _Page) -> None:

@@ -60,12 +60,21 @@ def test_a_common_fault_is_armed_shown_played_and_removed(page: Page, cloud: Wir
 def test_any_fault_can_be_armed_at_any_call(page: Page, cloud: Wires) -> None:
     page.get_by_text("Any other fault").click()
     page.get_by_label("What").select_option("broken_json")
-    page.get_by_label("Where").select_option("autodl.gpu_stock")
+    page.get_by_label("On which calls").select_option("autodl.gpu_stock")
     page.get_by_label("How often").fill("2")
     press(page, "Arm it")
     expect(page.locator(".rules")).to_contain_text("autodl.gpu_stock")
     rule = cloud.control("GET", "faults")["rules"][0]
     assert (rule["kind"], rule["endpoint"], rule["count"]) == ("broken_json", "autodl.gpu_stock", 2)
+
+
+def test_a_machine_can_be_made_to_die_by_its_name(page: Page, cloud: Wires) -> None:
+    cloud.boxed(cloud.rent(displayName="gj-mia-7f3a-1"), "Running")
+    page.get_by_text("Any other fault").click()
+    page.get_by_label("What").select_option("dies_mid_run")
+    page.get_by_label("On which machine").fill("gj-mia-*")
+    press(page, "Arm it")
+    expect(page.locator("table.machines").first).to_contain_text("Failed")
 
 
 def test_reset_ends_everything(page: Page, cloud: Wires) -> None:
