@@ -80,6 +80,16 @@ class Fleet:
                 stock[host.gpu_name] = (idle + self._idle[host.machine_id], total + host.gpu_count)
         return stock
 
+    def saved(self) -> tuple[dict[str, int], list[Ban], list[CachedDisk]]:
+        """Return what `restore` takes: idle GPUs by host, bans, reusable disks."""
+        return dict(self._idle), list(self._bans.values()), list(self._cache)
+
+    def restore(self, idle: dict[str, int], bans: list[Ban], cache: list[CachedDisk]) -> None:
+        """Be again what `saved` told."""
+        self._idle.update({machine_id: count for machine_id, count in idle.items() if machine_id in self._idle})
+        self._bans = {ban.host.machine_id: ban for ban in bans}
+        self._cache = cache
+
     def idle_by_region(self) -> dict[str, dict[str, int]]:
         """Return the idle GPUs by region and model."""
         idle: dict[str, Counter[str]] = defaultdict(Counter)

@@ -52,6 +52,39 @@ class Lives:
             then=lambda: self._ground.stages.after("autodl_shutting_down", _target(container), down, since=now),
         )
 
+    def resume(self, container: Container) -> None:
+        """Go on where the fake ended: a running container boots again at its old address, as after its host's reboot.
+
+        Its cmd then runs anew.
+        """
+        steps: dict[Status, tuple[str, Callable[[], None]]] = {
+            "creating": ("autodl_creating", partial(self._created, container)),
+            "created": ("autodl_created", partial(self._start, container)),
+            "oss_merged": ("autodl_starting", partial(self._boot, container)),
+            "shutting_down": ("autodl_shutting_down", partial(self._ended, container, "shutdown")),
+        }
+        if container.status == "running":
+            self._reboot(container)
+        elif step := steps.get(container.status):
+            self._ground.stages.after(step[0], _target(container), step[1], since=container.updated_at)
+
+    def _reboot(self, container: Container) -> None:
+        def ready(endpoint: Endpoint) -> None:
+            container.endpoint = endpoint
+            self._ground.runs(container.uuid, die=partial(self._die, container))
+
+        if container.cmd_ended:
+            self._cmd_ended(container)
+            return
+        self._ground.on_cmd_exit[container.uuid] = partial(self._cmd_ended, container)
+        self._ground.boot(
+            self._spec(container),
+            image=None,
+            wanted=lambda: container.status == "running",
+            ready=ready,
+            failed=partial(self._die, container),
+        )
+
     def forget(self, uuids: set[str]) -> None:
         """Drop the events of containers that nobody can ask for any more."""
         self.events = [event for event in self.events if event.container_uuid not in uuids]
@@ -102,6 +135,7 @@ class Lives:
             conda="/root/miniconda3",
             password=container.password,
             cmd=expanded_once(container.deployment.template.cmd),
+            port=container.endpoint.port if container.endpoint else 0,
         )
 
     def _running(self, container: Container, endpoint: Endpoint) -> None:

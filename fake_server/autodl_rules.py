@@ -136,6 +136,33 @@ class AutodlCloud:
         self.fleet.set_idle(gpu_name, region, idle)
         self._fill_all()
 
+    @property
+    def serial(self) -> int:
+        """The number last given to a deployment or container."""
+        return self._serial
+
+    def restore(
+        self, deployments: dict[str, Deployment], containers: dict[str, Container], events: list[Event], serial: int
+    ) -> None:
+        """Be again what a fake was that ended, and go on from there."""
+        self.deployments, self.containers, self._serial = deployments, containers, serial
+        self._lives.events = events
+        for container in containers.values():
+            self._lives.resume(container)
+        for deployment in list(deployments.values()):
+            self._resume(deployment)
+        for ban in self.bans():
+            self._ground.timeline.at(ban.expires_at, self._fill_all)
+
+    def _resume(self, deployment: Deployment) -> None:
+        if deployment.queued:
+            self._queue("autodl_queued", deployment)
+        elif self._done(deployment):
+            self._ground.stages.after("autodl_settle", _target(deployment), partial(self.stop, deployment))
+        else:
+            self._ground.timeline.after(0.0, partial(self._fill, deployment))
+        self._forget_if_done(deployment)
+
     def refill(self) -> None:
         """Look again for what deployments wait for."""
         self._fill_all()

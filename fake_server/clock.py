@@ -26,6 +26,8 @@ class Timeline:
         self._due: list[tuple[float, int, Action]] = []
         self._order = itertools.count()
         self._closed = False
+        self.acts = 0
+        """How many actions have run."""
         self._thread = threading.Thread(target=self._run, name="fake-timeline", daemon=True)
 
     def start(self) -> None:
@@ -102,6 +104,7 @@ class Timeline:
         return max(0.0, (self._due[0][0] - self.now()) / self._speed)
 
     def _act(self, action: Action) -> None:
+        self.acts += 1
         try:
             action()
         except Exception:  # noqa: BLE001 -- one broken transition must not stop the clock

@@ -1,5 +1,6 @@
 """The machines of the fake cloud: each a sandbox of its own with a real SSH server in front of it."""
 
+import logging
 import re
 import shutil
 import socket
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CommandRecord", "ContainerSpec", "Containers", "Endpoint", "Isolation"]
 
+_log = logging.getLogger(__name__)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -150,7 +152,7 @@ class Containers:
         box = sandbox.start(spec, self.isolation, runtime)
         sock = socket.socket()
         try:
-            sock.bind((self._host, 0))
+            _bind(sock, self._host, spec.port)
             machine, host_key = self._threads.run(self._open(spec, box, runtime, sock, delay_s))
         except BaseException:
             sock.close()
@@ -198,3 +200,19 @@ class Containers:
 
     def _report_cmd_exit(self, name: str, exit_code: int) -> None:
         self._threads.call_back(lambda: self._on_cmd_exit(name, exit_code))
+
+
+def _bind(sock: socket.socket, host: str, port: int) -> None:
+    """Bind to the wanted port, or to any where somebody else has it by now; the socket itself never listens.
+
+    The address may be used again: by the listener beside it, and after a fake that was killed and left connections.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if port:
+        try:
+            sock.bind((host, port))
+        except OSError:
+            _log.warning("port %d is taken by another process; a machine comes back at another", port)
+        else:
+            return
+    sock.bind((host, 0))

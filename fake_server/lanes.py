@@ -14,10 +14,12 @@ class Lanes:
     """Jobs of one lane run one after the other in the order they came; lanes do not wait for each other."""
 
     def __init__(self, *, workers: int) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.Condition(threading.Lock())
         self._queues: dict[str, deque[Job]] = {}
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="fake-lane")
         self._closed = False
+        self.done = 0
+        """How many jobs have run."""
 
     def submit(self, lane: str, job: Job) -> None:
         """Queue the job and return at once. After `end` a job is dropped."""
@@ -28,6 +30,11 @@ class Lanes:
             queue.append(job)
             if len(queue) == 1:
                 self._pool.submit(self._drain, lane, queue)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until nothing is queued; return whether that came in time."""
+        with self._lock:
+            return self._lock.wait_for(lambda: not self._queues, timeout_s)
 
     def end(self) -> None:
         """Take no more jobs and drop those that have not begun."""
@@ -44,8 +51,10 @@ class Lanes:
                 _attempt(lane, queue[0])
             with self._lock:
                 queue.popleft()
+                self.done += 1
                 if not queue:
                     del self._queues[lane]
+                    self._lock.notify_all()
                     return
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from uuid import UUID
 
 from fake_server.catalog import GPUS, MATRIXDC_GPUS, MATRIXDC_PUBLIC_PROJECT, MATRIXDC_REGION, MATRIXDC_SKUS, Sku
+from fake_server.clock import Action
 from fake_server.fault_rules import Target
 from fake_server.ground import Ground
 from fake_server.matrixdc_types import Instance, Order, Status, Volume
@@ -85,6 +86,7 @@ class MatrixdcCloud:
             _check_image_name(*snapshot)
         if instance.status != "Running":
             raise Refused(Reason.CONFLICT, f"实例状态为 {instance.status}, 不能关机")
+        instance.saving = snapshot
         self._reach(instance, "Shutting Down")
         now = self._ground.timeline.now()
         down = partial(self._stopped, instance, snapshot)
@@ -112,6 +114,47 @@ class MatrixdcCloud:
         self._ground.halt(
             instance.name,
             then=lambda: self._ground.stages.after("matrixdc_deleting", _target(instance), gone, since=now),
+        )
+
+    def restore(self, instances: dict[str, Instance], images: dict[str, Path], idle: dict[str, int]) -> None:
+        """Be again what a fake was that ended, and go on from there."""
+        self.instances, self.images = instances, images
+        self.idle.update(idle)
+        for instance in list(instances.values()):
+            self._resume(instance)
+
+    def _resume(self, instance: Instance) -> None:
+        """Go on where the fake ended: a running instance boots again at its old address, as after its host's reboot."""
+        began_at = instance.created_at if instance.updated_at is None else instance.updated_at
+        match instance.status:
+            case "Running":
+                self._reboot(instance)
+            case "Creating":
+                self._after("matrixdc_creating", instance, partial(self._boot, instance), began_at)
+            case "Starting":
+                self._after("matrixdc_starting", instance, partial(self._boot, instance), began_at)
+            case "Shutting Down":
+                down = partial(self._stopped, instance, instance.saving)
+                self._after("matrixdc_shutting_down", instance, down, began_at)
+            case "Deleting":
+                self._after("matrixdc_deleting", instance, partial(self._gone, instance), began_at)
+        if instance.stops_at is not None:
+            self._ground.timeline.at(instance.stops_at, partial(self._expire, instance))
+
+    def _after(self, stage: str, instance: Instance, action: Action, since: float) -> None:
+        self._ground.stages.after(stage, _target(instance), action, since=since)
+
+    def _reboot(self, instance: Instance) -> None:
+        def ready(endpoint: Endpoint) -> None:
+            instance.endpoint = endpoint
+            self._ground.runs(instance.name, die=partial(self._die, instance))
+
+        self._ground.boot(
+            self._spec(instance),
+            image=self._image_folder(instance.order.image),
+            wanted=lambda: instance.status == "Running",
+            ready=ready,
+            failed=partial(self._die, instance),
         )
 
     def _boot(self, instance: Instance) -> None:
@@ -142,6 +185,7 @@ class MatrixdcCloud:
             env={},
             conda="/opt/miniconda3",
             password=instance.password,
+            port=instance.endpoint.port if instance.endpoint else 0,
         )
 
     def _running(self, instance: Instance, endpoint: Endpoint) -> None:

@@ -53,3 +53,4 @@ class Instance:
     password: str = field(default="", repr=False)
     endpoint: Endpoint | None = None
     holds_gpus: bool = False
+    saving: tuple[str, str] | None = None

@@ -18,7 +18,8 @@ class ContainerSpec:
     ``disk`` is the host folder of its own system disk: an empty folder is a freshly installed image, and a copy of the
     folder is a snapshot. ``volumes`` are data disks (path inside → host folder), which a snapshot does not carry.
     ``cmd`` runs as ``bash -c cmd`` at the start; its end is reported. ``conda`` is where the image's Python lives.
-    ``trouble`` is what fault rules have in store for the machine.
+    ``port`` is where its SSH server answers if that is free; 0 is anywhere. ``trouble`` is what fault rules hold
+    for the machine.
     """
 
     name: str
@@ -34,6 +35,7 @@ class ContainerSpec:
     conda: str
     password: str = field(repr=False)
     cmd: str | None = None
+    port: int = 0
     trouble: Trouble | None = field(default=None, repr=False, compare=False)
 
 

@@ -11,8 +11,13 @@ from fake_server.containers import Containers
 from fake_server.fault_rules import Rules
 from fake_server.ground import Ground
 from fake_server.matrixdc_rules import MatrixdcCloud
+from fake_server.saved import Keeper
 from fake_server.stages import changed_timings, timings_as_json
+from fake_server.store import Store
 from fake_server.timings import Guesses, Timings
+
+_REBOOT_S = 60.0
+_SAVE_S = 0.05
 
 
 class World:
@@ -29,12 +34,15 @@ class World:
         namespace: str = "fake-user",
         containers: Callable[..., Containers] = Containers,
         rules: Rules | None = None,
+        store: Store | None = None,
     ) -> None:
+        self._keeper = Keeper(store) if store is not None else None
+        lives = self._keeper.lives if self._keeper else 1
         self.ground = Ground(
             folder=folder,
-            start_at=time.time(),
+            start_at=self._keeper.start_at() if self._keeper else time.time(),
             speed=speed,
-            seed=seed,
+            seed=seed if lives == 1 else _seed_of_life(seed, lives),
             timings=timings or Timings(),
             guesses=guesses or Guesses(),
             containers=containers,
@@ -43,12 +51,43 @@ class World:
         self.autodl = AutodlCloud(self.ground)
         self.matrixdc = MatrixdcCloud(self.ground, namespace=namespace)
         self._unwatch = self.ground.rules.watch(self._rules_changed)
+        self._ended = threading.Event()
+        self._saver = threading.Thread(target=self._keep_saving, name="fake-saver", daemon=True)
+        if self._keeper:
+            self._go_on(self._keeper)
         self.ground.timeline.start()
 
     def close(self) -> None:
-        """Kill every container and end the clock."""
+        """Kill every container and end the clock; what the world was stays in its state folder."""
         self._unwatch()
+        self._ended.set()
+        if self._saver.is_alive():
+            self._saver.join()
         self.ground.close()
+        if self._keeper:
+            self.save()
+            self._keeper.close()
+            self._keeper = None
+
+    def save(self) -> None:
+        """Write down what has changed, where there is a state folder; called before anybody is answered."""
+        if self._keeper:
+            with self.ground.lock:
+                if self._keeper:
+                    self._keeper.save(self)
+
+    def _go_on(self, keeper: Keeper) -> None:
+        with self.ground.lock:
+            keeper.load(self)
+        self.ground.settle(_REBOOT_S)
+        self._saver.start()
+
+    def _keep_saving(self) -> None:
+        seen = self.ground.stirrings
+        while not self._ended.wait(_SAVE_S):
+            if self.ground.stirrings != seen:
+                seen = self.ground.stirrings
+                self.save()
 
     def later(self, seconds: float, action: Callable[[], Any]) -> None:
         """Do something so many simulated seconds from now, on a thread of its own."""
@@ -94,3 +133,8 @@ class World:
         with self.ground.lock:
             now = self.ground.timeline.now()
             return {"now": now, "machines": self.ground.truth.as_json(now), "calls": dict(self.ground.calls)}
+
+
+def _seed_of_life(seed: int | None, lives: int) -> int | None:
+    """Return another seed for each start on the same folder, or ids would come a second time."""
+    return None if seed is None else hash((seed, lives))

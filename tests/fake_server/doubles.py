@@ -46,7 +46,7 @@ class QuietContainers:
             self.specs[spec.name] = spec
             self.sshd_delays.append(sshd_delay_s)
             self.started.append(spec)
-            return Endpoint(self.host, 20000 + len(self.started), "ssh-ed25519 AAAA")
+            return Endpoint(self.host, spec.port or 20000 + len(self.started), "ssh-ed25519 AAAA")
 
     def stop(self, name: str, *, grace_s: float = 0.0) -> None:
         with self._lock:
