@@ -3,7 +3,6 @@
 import logging
 import posixpath
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from gpujobs.errors import (
     BootTimeout,
     GpujobsError,
     JobFailed,
-    LetGo,
     MachineLost,
     Missing,
     NoCapacity,
@@ -34,6 +32,7 @@ from gpujobs.transfer import pull, push_file, push_folder
 _log = logging.getLogger(__name__)
 _NOT_BEGUN = frozenset({"absent", "installed"})
 _HEARTBEAT_S = 60.0
+WORKING = "working"  # an attempt's state in the ledger once its command may have been started
 _FOUND = frozenset({MachineStatus.BOOTING, MachineStatus.RUNNING})
 
 
@@ -66,7 +65,7 @@ class Attempt:
                 except BootTimeout as error:
                     self.backend.avoid(line.machine, why="slow to boot")
                     raise late(str(error)) from error
-                line.check_alive(booting=True)
+                line.check_alive(booting=not self.work_began)
         line.note(self.backend.refresh(line.machine))
         record = host.ledger.machine(self.name)
         if record and record.running_at is None:
@@ -141,20 +140,14 @@ class Attempt:
         Raises JobFailed (exit code, signal, failed set-up), OverLimit, MachineLost, TransferFailed.
         """
         self.work_began = True
+        self.job.host.ledger.update_attempt(self.name, state=WORKING)
         limit_s = self.job.recipe.max_duration + self.job.host.timing.overrun_s
         over = OverLimit(
             f"the work was still running {limit_s:.0f} s after its start, past max_duration; it was stopped"
         )
         with self._line.bounded(limit_s, lambda: self._line.stop.stop(over)):
-            try:
-                self._line.insist(self._start)
-                self._line.insist(self._follow)
-            except LetGo:
-                raise
-            except GpujobsError:
-                if self._line.stop.stopped:
-                    self._end_the_work()
-                raise
+            self._line.insist(self._start)
+            self._line.insist(self._follow)
         self._check_log()
         self._judge()
 
@@ -180,13 +173,6 @@ class Attempt:
                 f"{self.name}: the work ended without a record of its exit ({status.phase}); was it rebooted?"
             )
 
-    def _end_the_work(self) -> None:
-        """Send TERM, then KILL, and fetch the tail of the log; within a bound, and whatever happens."""
-        timing = self.job.host.timing
-        with self._line.after_stop(timing.stop_grace_s + timing.stop_pull_s), suppress(GpujobsError):
-            self._line.insist(lambda shell: self._runner(shell).cancel(round(timing.stop_grace_s)))
-            self._line.insist(self._follow)
-
     def _check_log(self) -> None:
         """Hold promise 4: the log here is what the machine recorded, byte for byte; fetched anew once if it is not."""
         folder, exit_ = self.job.folder, self._exit
@@ -205,9 +191,13 @@ class Attempt:
             raise RemoteFailure(f"{self.name} has no record of how its work ended")
         return self.exit
 
+    def _note_exit(self) -> None:
+        exit_ = self._exit
+        self.job.host.ledger.update_attempt(self.name, exit_code=exit_.code, log_sha256=exit_.sha256)
+
     def _judge(self) -> None:
         exit_, job = self._exit, self.job
-        job.host.ledger.update_attempt(self.name, exit_code=exit_.code, outcome=exit_.reason, log_sha256=exit_.sha256)
+        self._note_exit()
         if exit_.reason == "max_duration":
             limit = "the budget" if job.recipe.budget is not None else f"max_duration ({job.recipe.max_duration} s)"
             raise OverLimit(f"{limit} was reached, so the work was stopped; what it wrote so far is pulled")
@@ -222,11 +212,18 @@ class Attempt:
     def pull(self) -> None:
         """Bring every output home, whole or not at all; raises JobFailed where one does not exist."""
         missing = self._pull_all()
-        self._line.insist(lambda shell: self._runner(shell).mark_pulled())
+        failed = None
         if missing:
-            raise JobFailed(
-                f"outputs that the command did not write: {', '.join(missing)}; mend `outputs` or the command"
-            )
+            failed = JobFailed(f"outputs that the command did not write: {', '.join(missing)}; mend `outputs` or run")
+        self.settle(failed)  # first: a machine that knows itself pulled may end at any moment
+        self._line.insist(lambda shell: self._runner(shell).mark_pulled())
+        if failed:
+            raise failed
+
+    def settle(self, failed: GpujobsError | None) -> None:
+        """Write down how the attempt ended, so that whoever resumes it has only to tear it down."""
+        verdict = "succeeded" if failed is None else type(failed).__name__
+        self.job.host.ledger.update_attempt(self.name, outcome=verdict, error=str(failed or ""))
 
     def _pull_all(self) -> Sequence[str]:
         missing = []
@@ -238,19 +235,29 @@ class Attempt:
         return missing
 
     def pull_what_there_is(self) -> None:
-        """Bring home what a failed or stopped command left; what is missing is told, never raised.
+        """End the command if it still runs, and bring home what it left; what is missing is told, never raised.
 
         The machine is not told that everything is fetched: it may be kept for a look.
         """
-        limit_s = self.job.host.timing.stop_pull_s if self._line.stop.stopped else self.job.host.timing.lost_s
+        timing = self.job.host.timing
+        limit_s = timing.stop_grace_s + timing.stop_pull_s if self._line.stop.stopped else timing.lost_s
         with self._line.after_stop(limit_s):
             try:
+                if self.exit is None:
+                    self._end_the_work()
                 missing = self._pull_all()
             except (Unreachable, MachineLost, TransferFailed, RemoteFailure) as error:
                 self.job.reporter.note(f"not everything could be pulled: {error}")
             else:
                 if missing:
                     self.job.reporter.note(f"outputs that the command did not write: {', '.join(missing)}")
+
+    def _end_the_work(self) -> None:
+        """Send TERM, then KILL, and fetch the rest of the log."""
+        grace_s = round(self.job.host.timing.stop_grace_s)
+        self._line.insist(lambda shell: self._runner(shell).cancel(grace_s))
+        self._line.insist(self._follow)
+        self._note_exit()
 
     def _pull_one(self, name: str, remote: str, shell: Shell) -> None:
         told, clock, runner = self._progress(f"downloading {name}"), self.job.host.clock, self._runner(shell)

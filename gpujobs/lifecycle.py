@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from gpujobs.attempt import Attempt
+from gpujobs import errors
+from gpujobs.attempt import WORKING, Attempt
 from gpujobs.clock import StopToken
 from gpujobs.errors import (
     BootTimeout,
@@ -65,6 +66,7 @@ class Outcome:
 
 
 Steps = Generator[Step, None, Outcome]
+_END_STEPS = ("pull", "snapshot", "keep", "release")
 
 
 def new_run_id() -> str:
@@ -171,6 +173,8 @@ class _Life:
                 yield self._step("provision", partial(self._resume, row))
                 if self._attempt is None:
                     return None
+                if row.outcome:
+                    return (yield from self._end_steps(self._attempt, _verdict(row), begun_at=row.phase))
             for name in ("boot", "push", "run", "pull"):
                 yield self._step(name, partial(self._do, name))
         except LetGo:
@@ -183,25 +187,30 @@ class _Life:
             failed = yield from self._end_steps(self._attempt, failed)
         return failed
 
-    def _end_steps(self, attempt: Attempt, failed: GpujobsError | None) -> Generator[Step, None, GpujobsError | None]:
-        """Bring home what there is, save, keep, release; trouble here is told, and never hides `failed`."""
+    def _end_steps(
+        self, attempt: Attempt, failed: GpujobsError | None, *, begun_at: str = ""
+    ) -> Generator[Step, None, GpujobsError | None]:
+        """Bring home what there is, save, keep, release; trouble here is told, and never hides `failed`.
+
+        A pass that another process had begun goes on at the step that it had reached.
+        """
+        if failed and not begun_at:
+            attempt.settle(failed)
         recipe, trouble = self._job.recipe, None
-        if failed and attempt.work_began and not self._pulled and not isinstance(failed, MachineLost):
-            trouble = (yield from self._try("pull", attempt.pull_what_there_is)) or trouble
-        if (
-            recipe.snapshot
-            and attempt.work_began
-            and recipe.snapshot.on in ("always", "failure" if failed else "success")
-        ):
-            trouble = (yield from self._try("snapshot", attempt.snapshot)) or trouble
-        if failed and attempt.work_began and recipe.on_failure.keep and not self._job.stop.stopped:
-            yield from self._try("keep", attempt.keep)
-        unreleased = yield from self._try("release", attempt.release)
-        self._released = unreleased is None
-        self._ledger.update_attempt(
-            attempt.name, state="failed" if failed else "succeeded", error=str(failed) if failed else ""
-        )
-        return failed or trouble
+        due = [
+            ("pull", attempt.pull_what_there_is, failed and not self._pulled and not isinstance(failed, MachineLost)),
+            ("snapshot", attempt.snapshot, recipe.snapshot and recipe.snapshot.wanted_after(success=failed is None)),
+            ("keep", attempt.keep, failed and recipe.on_failure.keep and not self._job.stop.stopped),
+        ]
+        passed = _END_STEPS.index(begun_at) if begun_at in _END_STEPS else 0
+        for name, call, wanted in due[passed:]:
+            if attempt.work_began and wanted:
+                error = yield from self._try(name, call)
+                trouble = trouble or (error if name != "keep" else None)
+        self._released = (yield from self._try("release", attempt.release)) is None
+        verdict = failed or trouble
+        self._ledger.update_attempt(attempt.name, state="failed" if verdict else "succeeded", error=str(verdict or ""))
+        return verdict
 
     def _try(self, name: str, call: Callable[[], None]) -> Generator[Step, None, GpujobsError | None]:
         try:
@@ -263,7 +272,7 @@ class _Life:
             return
         self._tries += 1
         self._attempt = Attempt(self._job, machine)
-        self._attempt.work_began = row.phase not in ("", "provision", "boot", "push")
+        self._attempt.work_began = row.state == WORKING
         self._job.reporter.note(f"going on with {machine.name} ({machine.backend} {machine.id})")
 
     def _do(self, phase: str) -> None:
@@ -321,3 +330,12 @@ class _Life:
             cost_cny=self._ledger.cost_cny(job.run.id),
             machines_alive=sum(record.alive for record in self._ledger.machines(job.run.id)),
         )
+
+
+def _verdict(row: AttemptRow) -> GpujobsError | None:
+    """Give what an attempt had ended with, as `Attempt.settle` wrote it down."""
+    if row.outcome == "succeeded":
+        return None
+    kind = getattr(errors, row.outcome, GpujobsError)
+    told: GpujobsError = kind(row.error)
+    return told

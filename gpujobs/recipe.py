@@ -3,26 +3,14 @@
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 from zoneinfo import available_timezones
 
-from pydantic import (
-    AfterValidator,
-    AliasChoices,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import AliasChoices, Field, ValidationInfo, field_validator, model_validator
+
+from gpujobs.recipe_types import AtLeast, Names, Script, Seconds, Strict, Text, Word
 
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)")
-_DURATION_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_AT_LEAST = re.compile(r"(\d+)\+?")
 _ACCELERATOR = re.compile(r"(?P<name>[^:]+?)\s*(?::\s*(?P<count>[1-9]\d?))?")
 _CUDA = re.compile(r"(\d{1,2})\.(\d)\+?")
 _INFRA = re.compile(r"[a-z][a-z0-9_]*(/[^/\s]+)?")
@@ -32,80 +20,14 @@ _SNAPSHOT_IMAGE = re.compile(rf"snapshot:{_SNAPSHOT_NAME}(:{_SNAPSHOT_TAG})?")
 _CRON_FIELDS = 5
 
 
-def _duration_s(value: Any) -> Any:
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r} has no unit; write it with one, as 90s, 30m, 6h or 2d")  # noqa: TRY004 - pydantic
-    parts = _DURATION.findall(value)
-    if not parts or "".join(number + unit for number, unit in parts) != value.replace(" ", ""):
-        raise ValueError(f"{value!r} is not a duration; write 90s, 30m, 6h, 2d or 1h30m")
-    return round(sum(float(number) * _DURATION_S[unit] for number, unit in parts))
-
-
-def _at_least(value: Any) -> Any:
-    if isinstance(value, str):
-        found = _AT_LEAST.fullmatch(value.strip())
-        if found is None:
-            raise ValueError(f"{value!r} is not a number; write 4 or 4+, both mean at least 4")
-        return int(found[1])
-    return value
-
-
-def _listed(value: Any) -> Any:
-    items = value if isinstance(value, list) else [value]
-    texts = [str(item) if type(item) is int else item for item in items]  # a GPU may be called 4090
-    return value if isinstance(value, dict | None) else texts
-
-
-def _lines(value: Any) -> Any:
-    return "\n".join(value) if isinstance(value, list) and all(isinstance(line, str) for line in value) else value
-
-
-def _plain_text(value: str) -> str:
-    if "\0" in value:
-        raise ValueError("must not contain a NUL character")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError("holds bytes that are no text; write it in UTF-8") from error
-    return value
-
-
-def _one_line(value: str) -> str:
-    if not value.isprintable():
-        raise ValueError(f"{value!r} holds a character that cannot be printed; write it on one line, without it")
-    return value
-
-
-Seconds = Annotated[
-    int,
-    BeforeValidator(_duration_s, json_schema_input_type=str),
-    PlainSerializer(lambda seconds: f"{seconds}s", return_type=str),
-]
-AtLeast = Annotated[int, BeforeValidator(_at_least, json_schema_input_type=int | str), Field(ge=1)]
-Word = Annotated[str, AfterValidator(_one_line)]
-Names = Annotated[list[Word], BeforeValidator(_listed, json_schema_input_type=list[str] | str)]
-Text = Annotated[str, AfterValidator(_plain_text)]
-Script = Annotated[
-    str,
-    BeforeValidator(_lines, json_schema_input_type=str | list[str]),
-    AfterValidator(_plain_text),
-    Field(max_length=200_000, min_length=1),
-]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, strict=True, allow_inf_nan=False)
-
-
-class Volume(_Strict):
+class Volume(Strict):
     """A data disk."""
 
     path: Word = Field(pattern=r"^/", description="Where it is mounted on the machine", examples=["/root/data"])
     size: int = Field(ge=1, le=100_000, description="Size in GB", examples=[50])
 
 
-class Resources(_Strict):
+class Resources(Strict):
     """What machine the work needs."""
 
     infra: Names = Field(
@@ -130,7 +52,7 @@ class Resources(_Strict):
         examples=["base-image-l2t43iu6uk"],
     )
     max_price: float | None = Field(default=None, gt=0, description="CNY per hour and machine", examples=[4.0])
-    volumes: list[Volume] = Field(default=[], description="Data disks", examples=["[{path: /root/data, size: 50}]"])
+    volumes: list[Volume] = Field(default=[], description="Data disks", examples=[[{"path": "/root/data", "size": 50}]])
 
     @field_validator("infra")
     @classmethod
@@ -192,39 +114,51 @@ class Resources(_Strict):
         return [] if any(not region for _, _, region in items) else [region for _, _, region in items]
 
 
-class Snapshot(_Strict):
+class Snapshot(Strict):
     """Whether and how the machine's disk is saved at power-off."""
 
     name: str = Field(pattern=rf"^{_SNAPSHOT_NAME}$", examples=["digits-env"])
     tag: str = Field(default="latest", pattern=rf"^{_SNAPSHOT_TAG}$", examples=["v1"])
     on: Literal["success", "failure", "always"] = Field(default="success", examples=["success"])
 
+    def wanted_after(self, *, success: bool) -> bool:
+        """Say whether a run that ended so is saved."""
+        return self.on in ("always", "success" if success else "failure")
 
-class Retry(_Strict):
+
+class Retry(Strict):
     """When a new attempt is made, and how long to wait for a free card."""
 
     on: list[Literal["no-capacity", "machine-lost", "boot-timeout"]] = Field(
-        default=["no-capacity", "machine-lost", "boot-timeout"], examples=["[no-capacity, machine-lost]"]
+        default=["no-capacity", "machine-lost", "boot-timeout"], examples=[["no-capacity", "machine-lost"]]
     )
     attempts: int = Field(default=3, ge=1, le=50, examples=[3])
-    wait: Seconds = Field(default=0, description="How long to poll for stock when nothing is free", examples=["2h"])
+    wait: Seconds = Field(
+        default=0,
+        json_schema_extra={"default": "0s"},
+        description="How long to poll for stock when nothing is free",
+        examples=["2h"],
+    )
 
 
-class OnFailure(_Strict):
+class OnFailure(Strict):
     """What happens to the machine when the work failed."""
 
     keep: Seconds = Field(
-        default=0, description="Keep the machine for a look so long, then release it", examples=["30m"]
+        default=0,
+        json_schema_extra={"default": "0s"},
+        description="Keep the machine for a look so long, then release it",
+        examples=["30m"],
     )
 
 
-class Schedule(_Strict):
+class Schedule(Strict):
     """When a deployment of this recipe runs by itself."""
 
-    cron: Word = Field(description="Minute, hour, day, month, day of the week", examples=['"0 2 * * *"'])
+    cron: Word = Field(description="Minute, hour, day, month, day of the week", examples=["0 2 * * *"])
     timezone: Word = Field(default="Asia/Shanghai", examples=["Asia/Shanghai"])
     if_running: Literal["skip"] = Field(default="skip", examples=["skip"])
-    max_lateness: Seconds = Field(default=3600, examples=["1h"])
+    max_lateness: Seconds = Field(default=3600, json_schema_extra={"default": "1h"}, examples=["1h"])
 
     @field_validator("cron")
     @classmethod
@@ -243,14 +177,14 @@ class Schedule(_Strict):
         return value
 
 
-class AutoDLSection(_Strict):
+class AutoDLSection(Strict):
     """What only AutoDL knows."""
 
     deployment_type: Literal["Job", "ReplicaSet", "Container"] = Field(default="Job", examples=["Job"])
-    reuse_container: bool = Field(default=False, examples=["false"])
+    reuse_container: bool = Field(default=False, examples=[True])
 
 
-class MatrixDCSection(_Strict):
+class MatrixDCSection(Strict):
     """What only MatrixDC knows."""
 
     cost_type: Literal[1, 2, 3, 4] = Field(
@@ -275,47 +209,56 @@ class MatrixDCSection(_Strict):
         return self
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """What to run: where, with what, how long, and what comes back."""
 
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9_.-]{0,39}$", description="Small letters, digits, - _ .", examples=["digits"]
     )
-    resources: Resources = Field(examples=["{accelerators: RTX 4090}"])
+    resources: Resources = Field(examples=[{"accelerators": "RTX 4090"}])
     workdir: Word = Field(
         default="", description="Local folder that goes up; .gitignore and .gpujobsignore honoured", examples=["."]
     )
     file_mounts: dict[Word, Word] = Field(
         default={},
         description="path on the machine: local file or folder",
-        examples=["{/root/data/train.csv: ./train.csv}"],
+        examples=[{"/root/data/train.csv": "./train.csv"}],
     )
-    envs: dict[str, Text] = Field(default={}, validation_alias=AliasChoices("envs", "env"), examples=['{LR: "1e-3"}'])
+    envs: dict[str, Text] = Field(default={}, validation_alias=AliasChoices("envs", "env"), examples=[{"LR": "1e-3"}])
     secrets: list[str] = Field(
-        default=[], description="Names; values come from the environment or the settings", examples=["[HF_TOKEN]"]
+        default=[], description="Names; values come from the environment or the settings", examples=[["HF_TOKEN"]]
     )
     setup: Script | None = Field(default=None, examples=["pip install -r requirements.txt"])
     run: Script = Field(validation_alias=AliasChoices("run", "commands"), examples=["python train.py"])
     outputs: dict[str, Text] = Field(
         default={},
         description="local name: remote path, relative to the workdir",
-        examples=["{checkpoints: runs/ckpt}"],
+        examples=[{"checkpoints": "runs/ckpt"}],
     )
-    snapshot: Snapshot | None = Field(default=None, examples=["{name: digits-env}"])
-    max_duration: Seconds = Field(default=6 * 3600, gt=0, description="The work is stopped after it", examples=["6h"])
+    snapshot: Snapshot | None = Field(default=None, examples=[{"name": "digits-env"}])
+    max_duration: Seconds = Field(
+        default=6 * 3600,
+        gt=0,
+        json_schema_extra={"default": "6h"},
+        description="The work is stopped after it",
+        examples=["6h"],
+    )
     linger: Seconds = Field(
-        default=1800, description="How long a machine waits for its outputs to be pulled", examples=["30m"]
+        default=1800,
+        json_schema_extra={"default": "30m"},
+        description="How long a machine waits for its outputs to be pulled",
+        examples=["30m"],
     )
     budget: float | None = Field(
         default=None, gt=0, description="CNY for the whole run, retries included", examples=[30]
     )
-    retry: Retry = Field(default=Retry(), examples=["{attempts: 3, wait: 2h}"])
-    on_failure: OnFailure = Field(default=OnFailure(), examples=["{keep: 30m}"])
-    schedule: Schedule | None = Field(default=None, examples=['{cron: "0 2 * * *"}'])
-    autodl: AutoDLSection = Field(default=AutoDLSection(), examples=["{deployment_type: Job}"])
-    matrixdc: MatrixDCSection = Field(default=MatrixDCSection(), examples=["{cost_type: 1}"])
+    retry: Retry = Field(default=Retry(), examples=[{"attempts": 3, "wait": "2h"}])
+    on_failure: OnFailure = Field(default=OnFailure(), examples=[{"keep": "30m"}])
+    schedule: Schedule | None = Field(default=None, examples=[{"cron": "0 2 * * *"}])
+    autodl: AutoDLSection = Field(default=AutoDLSection(), examples=[{"deployment_type": "Job"}])
+    matrixdc: MatrixDCSection = Field(default=MatrixDCSection(), examples=[{"cost_type": 1}])
 
-    @field_validator("envs", mode="before")
+    @field_validator("envs", mode="before", json_schema_input_type=dict[str, str | int | float])
     @classmethod
     def _env_values(cls, value: Any) -> Any:
         if not isinstance(value, Mapping):

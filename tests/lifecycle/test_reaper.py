@@ -1,8 +1,8 @@
 """The reaper: it releases what no living run owns, asks for what it does not know, and touches nobody else's."""
 
 import random
+import threading
 import time
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -13,6 +13,7 @@ from gpujobs.clock import StopToken, SystemClock
 from gpujobs.errors import Detached
 from gpujobs.host import Host
 from gpujobs.lifecycle import execute, new_run_id, open_run
+from gpujobs.run_folder import RunFolder
 from gpujobs.settings import Settings
 from tests.cloud import BACKENDS, Control, Memory, recipe_for
 from tests.conftest import QUICK
@@ -88,19 +89,18 @@ def test_a_run_whose_driver_died_is_ended_and_its_outputs_come_home(
     backend: str, host: Host, later: Host, control: Control
 ) -> None:
     run_id, reporter, stop = new_run_id(), Memory(), StopToken()
-    recipe = recipe_for(backend, run="echo kept > kept; sleep 60", outputs={"kept": "kept"})
+    recipe = recipe_for(backend, run="echo kept > kept; echo begun; sleep 60; echo never", outputs={"kept": "kept"})
     open_run(host, recipe, run_id=run_id)
-
-    def let_go(phase: str) -> None:
-        if phase == "run":
-            stop.stop(Detached("as if killed"))
-
-    execute(host, run_id, stop=stop, reporter=replace(reporter, on_phase=let_go))
+    threading.Thread(target=lambda: reporter.wrote.wait(30) and stop.stop(Detached("as if killed"))).start()
+    execute(host, run_id, stop=stop, reporter=reporter)
     assert len(control.alive()) == 1
     assert reaper.recover(later) == [run_id]
     reaper.reap(later, yes=False, reporter=reporter)
     assert control.left() == []
     assert later.ledger.get_run(run_id).state == "cancelled"
+    folder = RunFolder(later.settings.runs / run_id)
+    assert folder.log.read_bytes() == b"begun\n"
+    assert (folder.outputs / "kept").read_text() == "kept\n"
 
 
 def test_what_the_provider_lists_no_longer_is_marked_gone(
