@@ -346,6 +346,7 @@ cancel() { # GRACE_S: returns when the end is recorded
   fi
   put cancel "$1" || die "cannot write to $here: is the disk full?"
   while [ ! -f exit.json ]; do
+    [ -d "$here" ] || die "$here is gone"
     if settled; then
       # shellcheck source=/dev/null
       . ./limits
