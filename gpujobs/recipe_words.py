@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from gpujobs.recipe import Recipe, Resources
-from gpujobs.recipe_yaml import KeyPath, dotted
+from gpujobs.recipe_yaml import KeyPath, dotted, parse
 
 ALIASES: Mapping[KeyPath, str] = {  # where a key stands under another name that users bring along
     ("commands",): "run",
@@ -160,7 +160,22 @@ def _described(value: Any) -> str:
 
 def _example(path: KeyPath) -> str:
     found = _field_at(path)
-    return str(found.examples[0]) if found and found.examples else "…"
+    return _flow(found.examples[0]) if found and found.examples else "…"
+
+
+def _flow(value: Any) -> str:
+    """Write a value as YAML on one line, quoted only where it would be read as something else."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    if isinstance(value, str) and parse(value, is_text=_never).value != value:
+        return f'"{value}"'
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _never(_path: KeyPath) -> bool:
+    return False
 
 
 def _field_at(path: KeyPath) -> FieldInfo | None:

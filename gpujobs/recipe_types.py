@@ -1,0 +1,83 @@
+"""The kinds of values that a recipe is made of, each with what it refuses."""
+
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(s|m|h|d)")
+_DURATION_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_LONGEST_S = 366 * 86400
+_AT_LEAST = re.compile(r"(\d{1,9})\+?")
+
+
+def _duration_s(value: Any) -> Any:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} has no unit; write it with one, as 90s, 30m, 6h or 2d")  # noqa: TRY004 - pydantic
+    parts = _DURATION.findall(value)
+    if not parts or "".join(number + unit for number, unit in parts) != value.replace(" ", ""):
+        raise ValueError(f"{value!r} is not a duration; write 90s, 30m, 6h, 2d or 1h30m")
+    seconds = sum(float(number) * _DURATION_S[unit] for number, unit in parts)
+    if seconds > _LONGEST_S:
+        raise ValueError(f"{value!r} is longer than a year; write less")
+    return round(seconds)
+
+
+def _at_least(value: Any) -> Any:
+    if isinstance(value, str):
+        found = _AT_LEAST.fullmatch(value.strip())
+        if found is None:
+            raise ValueError(f"{value!r} is not a number; write 4 or 4+, both mean at least 4")
+        return int(found[1])
+    return value
+
+
+def _listed(value: Any) -> Any:
+    items = value if isinstance(value, list) else [value]
+    texts = [str(item) if type(item) is int else item for item in items]  # a GPU may be called 4090
+    return value if isinstance(value, dict | None) else texts
+
+
+def _lines(value: Any) -> Any:
+    return "\n".join(value) if isinstance(value, list) and all(isinstance(line, str) for line in value) else value
+
+
+def _plain_text(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("must not contain a NUL character")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("holds bytes that are no text; write it in UTF-8") from error
+    return value
+
+
+def _one_line(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError(f"{value!r} holds a character that cannot be printed; write it on one line, without it")
+    return value
+
+
+# A schema's default would be a number of seconds, which no form could send back: each field gives it as text.
+Seconds = Annotated[
+    int,
+    BeforeValidator(_duration_s, json_schema_input_type=str),
+    PlainSerializer(lambda seconds: f"{seconds}s", return_type=str),
+]
+AtLeast = Annotated[int, BeforeValidator(_at_least, json_schema_input_type=int | str), Field(ge=1)]
+Word = Annotated[str, AfterValidator(_one_line)]
+Names = Annotated[list[Word], BeforeValidator(_listed, json_schema_input_type=list[str] | str)]
+Text = Annotated[str, AfterValidator(_plain_text)]
+Script = Annotated[
+    str,
+    BeforeValidator(_lines, json_schema_input_type=str | list[str]),
+    AfterValidator(_plain_text),
+    Field(max_length=200_000, min_length=1),
+]
+
+
+class Strict(BaseModel):
+    """A part of a recipe: nothing unknown, nothing bent into another type, nothing changed later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, strict=True, allow_inf_nan=False)
