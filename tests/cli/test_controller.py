@@ -210,6 +210,20 @@ def test_no_secret_is_in_any_file_of_the_home(cli: Cli) -> None:
     assert stat.S_IMODE((cli.home / "fake" / "fake.log").stat().st_mode) == 0o600
 
 
+def test_who_follows_outlives_the_controller(cli: Cli) -> None:
+    run_id = detached(cli, "echo one; sleep 6; mkdir out; echo two")
+    following = cli.start("logs", "-f", run_id, "--fake")
+    read_until(following, "one", of="stdout")
+    own = {**cli.env, "GPUJOBS_HOME": str(cli.home / "fake"), "PREFECT_API_URL": ""}
+    assert json.loads(cli("down", "--json", env=own).stdout) == {"controller_ended": True, "fake_ended": False}
+    assert json.loads(cli("status", run_id, "--fake", "--json").stdout)["state"] == "running"
+    assert cli("up", "--fake", timeout=110).returncode == 0
+    out, err = following.communicate(timeout=90)
+    assert (following.returncode, out) == (0, "two\n"), err
+    assert json.loads(cli("status", run_id, "--fake", "--json").stdout)["state"] == "succeeded"
+    assert rented(cli) == []
+
+
 def elsewhere(cli: Cli) -> Cli:
     """A user on another machine: the same Prefect server and cloud, and a ledger of his own."""
     url = record(cli)["url"]
