@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError, SQLAlchemyError
 
-from gpujobs.errors import BadInput
+from gpujobs.errors import BadInput, Busy
 from gpujobs.ledger_rows import REVISION
 from gpujobs.settings import private_folder
 
@@ -22,13 +22,18 @@ _MIGRATION_LOCK = 0x676A6C64  # "gjld": PostgreSQL's advisory locks are named by
 
 
 def open_engine(url: str) -> Engine:
-    """Connect to the ledger at `url` and migrate it where needed; raises BadInput where `url` cannot be one."""
+    """Connect to the ledger at `url` and migrate it where needed; raises BadInput where `url` cannot be one.
+
+    Raises Busy where another process keeps it locked for half a minute.
+    """
     parsed = _parsed(url)
     engine = _sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _postgresql(parsed)
     try:
         _bring_up_to_date(engine, place(engine))
     except DBAPIError as error:
         engine.dispose()
+        if "locked" in str(error.orig):
+            raise Busy(f"{place(engine)} is locked by another process; end it, or wait and try again") from error
         raise BadInput(f"{place(engine)} cannot be opened as a ledger: {error.orig}; mend or move it") from error
     except BadInput:
         engine.dispose()

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.schema import CreateTable
 
 from gpujobs import ledger_engine, ledger_glance
-from gpujobs.errors import BadInput, GpujobsError
+from gpujobs.errors import BadInput, Busy, GpujobsError
 from gpujobs.ledger import Ledger, open_ledger
 from gpujobs.ledger_rows import REVISION
 from gpujobs.ledger_tables import metadata
@@ -105,6 +106,18 @@ def test_a_file_that_is_no_database_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "ledger.db").write_text("this is not a database, it is a letter to a friend\n" * 40)
     with pytest.raises(BadInput, match=r"ledger\.db cannot be opened as a ledger: file is not a database"):
         open_ledger(f"sqlite:///{tmp_path}/ledger.db")
+
+
+def test_a_file_that_another_keeps_locked_is_told_from_one_that_is_broken(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_engine, "_BUSY_TIMEOUT_MS", 20)
+    (tmp_path / "home").mkdir()
+    with closing(sqlite3.connect(tmp_path / "home/ledger.db")) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(Busy, match=r"ledger\.db is locked by another process"):
+            open_ledger(url)
+    open_ledger(url).close()
 
 
 def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:

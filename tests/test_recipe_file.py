@@ -169,6 +169,13 @@ def test_a_wrong_override_is_named(refusal: Refusal, tmp_path: Path, override: s
     assert refusal(OK, override) == words.format(tmp_path)
 
 
+def test_the_same_is_said_once(refusal: Refusal) -> None:
+    assert (
+        refusal(OK, "secrets=[5, 6]")
+        == "--set secrets: secrets must be text, not what it is; write secrets: [HF_TOKEN]"
+    )
+
+
 def test_to_take_away_what_must_be_there_is_a_mistake(refusal: Refusal) -> None:
     assert refusal(OK, "run=") == "--set run: run is missing; add run: python train.py"
 
