@@ -7,6 +7,8 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from fake_server.proxy import ProxyLoop
+
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -41,7 +43,7 @@ class LoopThread:
         self._callbacks.shutdown()
 
     def _start(self) -> asyncio.AbstractEventLoop:
-        loop = asyncio.new_event_loop()
+        loop = ProxyLoop()
         # asyncssh reads its options on the default executor; one thread does
         loop.set_default_executor(ThreadPoolExecutor(max_workers=1, thread_name_prefix="fake-options"))
         self._thread = threading.Thread(target=serve, args=(loop,), name="fake-machines", daemon=True)

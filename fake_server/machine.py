@@ -19,7 +19,7 @@ from fake_server.output import HEAD_BYTES, sum_of
 from fake_server.processes import Command, Processes
 from fake_server.session import Inside
 from fake_server.spec import CommandKind, CommandRecord, ContainerSpec, Isolation
-from fake_server.sshd import Sshd
+from fake_server.sshd import LoginRules, Sshd
 
 LOG = logging.getLogger(__name__)
 KILL = 9
@@ -57,7 +57,8 @@ class Machine:
             record=self._report,
         )
         root = self._spec.disk / "root"
-        self._sshd = Sshd(inside, sock=sock, key=key, password=self._spec.password, root=root)
+        login = LoginRules(self._spec.password, root, self._spec.trouble)
+        self._sshd = Sshd(inside, address=sock, key=key, login=login)
         if self._spec.cmd is not None:
             self.run(self._spec.cmd, kind="cmd", on_exit=self._on_cmd_exit)
         if delay_s > 0:

@@ -7,13 +7,18 @@ import logging
 import os
 import socket
 import stat
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 import asyncssh
 
+from fake_server.fault_rules import Strike
+from fake_server.proxy import Proxy, ProxyLoop, listener
 from fake_server.session import Inside, Session
+from fake_server.trouble import Trouble
 
 KEYS_FILE_LIMIT_BYTES = 1024 * 1024
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -38,19 +43,86 @@ def public_line(key: asyncssh.SSHKey) -> str:
     return " ".join(key.export_public_key().decode().split()[:2])
 
 
-class Sshd:
-    """Listens on a socket that is already bound, until closed."""
+@dataclass(frozen=True, slots=True)
+class LoginRules:
+    """Who may come in: with which password, with whose keys below ``root``, and what faults make of it."""
 
-    def __init__(self, inside: Inside, *, sock: socket.socket, key: asyncssh.SSHKey, password: str, root: Path) -> None:
-        self._inside, self._sock, self._key, self._password, self._root = inside, sock, key, password, root
+    password: str = field(repr=False)
+    root: Path
+    trouble: Trouble | None = None
+
+    def struck(self, kind: str) -> Strike | None:
+        """Return the fault of the machine that is in force now."""
+        return None if self.trouble is None else self.trouble.of_machine(kind)
+
+
+class Sshd:
+    """Listens behind a proxy on a reserved address until closed; faults may close its door or change its key."""
+
+    def __init__(self, inside: Inside, *, address: socket.socket, key: asyncssh.SSHKey, login: LoginRules) -> None:
+        self._inside, self._address, self._key, self._login = inside, address, key, login
+        self._other_key: asyncssh.SSHKey | None = None
         self._acceptor: asyncssh.SSHAcceptor | None = None
         self._connections: set[asyncssh.SSHServerConnection] = set()
+        self._proxy = Proxy(login.trouble)
+        self._loop = asyncio.get_running_loop()
+        self._minding = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self._unwatch: Callable[[], None] = lambda: None
 
     async def open(self) -> None:
-        """Listen; from here on connections are answered."""
-        self._acceptor = await asyncssh.listen(
-            sock=self._sock,
-            server_factory=lambda: Login(self._inside, self._connections, self._password, self._root),
+        """Listen; from here on connections are answered, unless a fault has it otherwise."""
+        if self._login.trouble is not None:
+            self._unwatch = self._login.trouble.watch(self._rules_changed)
+        await self._mind()
+
+    def close(self) -> None:
+        """Stop listening and cut every connection, without a word to the client. Idempotent."""
+        self._closed = True
+        self._unwatch()
+        self._shut_door()
+        self._address.close()
+        for connection in tuple(self._connections):
+            connection.abort()
+        self._loop.call_soon(self._proxy.close)
+
+    async def wait_closed(self) -> None:
+        """Wait until the sessions of every cut connection have let go of their commands."""
+        await asyncio.gather(*(connection.wait_closed() for connection in tuple(self._connections)))
+
+    def _rules_changed(self) -> None:
+        with suppress(RuntimeError):  # the loop may have ended meanwhile
+            self._loop.call_soon_threadsafe(self._mind_soon)
+
+    def _mind_soon(self) -> None:
+        if not self._closed:
+            task = self._loop.create_task(self._mind())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _mind(self) -> None:
+        """Open or shut the door, and show the key, as the faults of the moment have it."""
+        async with self._minding:
+            refused = self._login.struck("ssh_refused")
+            self._login.struck("wrong_password")  # its seconds begin now
+            if refused is not None:
+                self._shut_door()
+                if (left_s := refused.left_s()) is not None:
+                    self._loop.call_later(max(0.0, left_s) + 0.001, self._mind_soon)
+            elif self._acceptor is None and not self._closed:
+                self._acceptor = await self._listen()
+            if self._acceptor is not None:
+                self._acceptor.update(server_host_keys=[self._key_to_show()])
+            self._proxy.reconsider()
+
+    async def _listen(self) -> asyncssh.SSHAcceptor:
+        sock = listener(self._address)
+        if isinstance(self._loop, ProxyLoop):
+            self._loop.proxies[sock] = self._proxy
+        return await asyncssh.listen(
+            sock=sock,
+            server_factory=lambda: Login(self._inside, self._connections, self._login),
             server_host_keys=[self._key],
             encoding=None,
             line_editor=False,
@@ -59,26 +131,24 @@ class Sshd:
             compression_algs=["none", "zlib@openssh.com"],
         )
 
-    def close(self) -> None:
-        """Stop listening and cut every connection, without a word to the client. Idempotent."""
+    def _shut_door(self) -> None:
         if self._acceptor is not None:
             self._acceptor.close()
-        self._sock.close()
-        for connection in tuple(self._connections):
-            connection.abort()
+            self._acceptor = None
 
-    async def wait_closed(self) -> None:
-        """Wait until the sessions of every cut connection have let go of their commands."""
-        await asyncio.gather(*(connection.wait_closed() for connection in tuple(self._connections)))
+    def _key_to_show(self) -> asyncssh.SSHKey:
+        if self._login.struck("changed_host_key") is None:
+            return self._key
+        if self._other_key is None:
+            self._other_key = asyncssh.generate_private_key("ssh-ed25519")
+        return self._other_key
 
 
 class Login(asyncssh.SSHServer):
     """One connection: who may come in, and what is opened for them."""
 
-    def __init__(
-        self, inside: Inside, connections: set[asyncssh.SSHServerConnection], password: str, root: Path
-    ) -> None:
-        self._inside, self._connections, self._password, self._root = inside, connections, password, root
+    def __init__(self, inside: Inside, connections: set[asyncssh.SSHServerConnection], login: LoginRules) -> None:
+        self._inside, self._connections, self._login = inside, connections, login
         self._connection: asyncssh.SSHServerConnection | None = None
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
@@ -98,7 +168,8 @@ class Login(asyncssh.SSHServer):
 
     def validate_password(self, username: str, password: str) -> bool:
         """Let root in with the password that was issued."""
-        return username == "root" and hmac.compare_digest(password.encode(), self._password.encode())
+        right = hmac.compare_digest(password.encode(), self._login.password.encode())
+        return username == "root" and right and self._login.struck("wrong_password") is None
 
     def public_key_auth_supported(self) -> bool:
         """Accept keys."""
@@ -106,7 +177,7 @@ class Login(asyncssh.SSHServer):
 
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
         """Let root in with a key of the machine's own authorized_keys, read anew each time."""
-        return username == "root" and key.public_data in authorized_keys(self._root)
+        return username == "root" and key.public_data in authorized_keys(self._login.root)
 
     def session_requested(self) -> Session:
         """Open a session."""
