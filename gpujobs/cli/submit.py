@@ -20,7 +20,7 @@ from gpujobs.errors import BadInput, Cancelled, NoCapacity
 from gpujobs.follow import Follower
 from gpujobs.host import Host
 from gpujobs.ledger_rows import Run
-from gpujobs.plan import check_local, make_plan
+from gpujobs.plan import Plan, check_local, make_plan
 from gpujobs.recipe import Recipe
 from gpujobs.recipe_file import load_recipe
 
@@ -46,7 +46,7 @@ def submit(args: Namespace, out: Output) -> int:
             raise NoCapacity(plan.nothing_free)
         with Interrupts() as interrupts:
             if not args.yes:
-                _confirm(interrupts, out)
+                _confirm(plan, interrupts)
             if args.here:
                 from gpujobs.cli.submit_here import run_here  # noqa: PLC0415 - brings paramiko
 
@@ -54,11 +54,12 @@ def submit(args: Namespace, out: Output) -> int:
             return _Controlled(host, out).run(recipe, interrupts, detach=args.detach)
 
 
-def _confirm(interrupts: Interrupts, out: Output) -> None:
+def _confirm(plan: Plan, interrupts: Interrupts) -> None:
     """Ask before money is spent, where somebody is there to answer."""
-    if out.json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return
-    if interrupts.ask("Rent this? [y/N] ", ("y", "yes", "n", "no", "")) not in ("y", "yes"):
+    what = f"Rent {plan.choices[0].offer}?" if plan.choices else "Wait until something that fits is free, and rent it?"
+    if interrupts.ask(f"{what} [y/N] ", ("y", "yes", "n", "no", "")) not in ("y", "yes"):
         raise Cancelled(NOT_RENTED)
 
 

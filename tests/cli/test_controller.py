@@ -18,6 +18,7 @@ from gpujobs import process
 from tests.cli.command import Cli, Terminal, read_until
 
 ROOT = Path(__file__).parent.parent.parent
+pytestmark = pytest.mark.xdist_group("controller")  # one controller for all of them
 LONG = "echo begun; trap 'echo told; exit 3' TERM; while :; do sleep 0.1; done"
 
 

@@ -12,6 +12,7 @@ import pytest
 from tests.cli.command import Cli, Terminal, read_until
 from tests.cloud import BACKENDS, GPUS, Control
 
+QUESTION = r"Rent RTX 4090 x1 on autodl/\w+ \(\d\.\d\d CNY/h, \d+ free\)\? \[y/N\] "
 LONG = "echo begun; trap 'echo told; exit 3' TERM; while :; do sleep 0.1; done"
 
 
@@ -141,16 +142,25 @@ def test_on_a_terminal_it_asks_and_no_rents_nothing(
     terminal: Callable[..., Terminal], cli: Cli, control: Control
 ) -> None:
     screen = terminal("submit", recipe(cli, run="true"), "--here")
-    screen.expect(r"Rent this\? \[y/N\] ")
+    screen.expect(QUESTION)
     screen.type("\n")
     assert screen.end() == 4
     assert "gpujobs: cancelled; nothing was rented" in screen.screen
     assert control.machines() == []
 
 
+def test_it_asks_with_json_too(terminal: Callable[..., Terminal], cli: Cli, control: Control) -> None:
+    screen = terminal("submit", recipe(cli, run="true"), "--here", "--json")
+    screen.expect(QUESTION)
+    screen.type("n\n")
+    assert screen.end() == 4
+    assert '{"error": "cancelled; nothing was rented", "exit_code": 4}' in screen.screen
+    assert control.machines() == []
+
+
 def test_ctrl_c_at_the_question_rents_nothing(terminal: Callable[..., Terminal], cli: Cli, control: Control) -> None:
     screen = terminal("submit", recipe(cli, run="true"), "--here")
-    screen.expect(r"Rent this\? \[y/N\] ")
+    screen.expect(QUESTION)
     screen.type("\x03")
     assert screen.end() == 4
     assert control.machines() == []
@@ -163,7 +173,7 @@ def test_yes_rents_and_the_terminal_shows_bars_and_no_escapes_of_the_job(
     (cli.folder / "up" / "data").write_bytes(b"x" * 3_000_000)
     run = r"printf '\033]0;stolen title\007\033[5mplain\033[0m text\n'"
     screen = terminal("submit", recipe(cli, run=run, more="workdir: up"), "--here")
-    screen.expect(r"Rent this\? \[y/N\] ")
+    screen.expect(QUESTION)
     screen.type("y\n")
     assert screen.end() == 0
     assert "plain text" in screen.screen
