@@ -11,12 +11,10 @@ from typing import Any
 from fake_server.faults import FaultRule
 from fake_server.server import FakeServer
 from fake_server.timings import Timings
-from gpujobs.backends._http import Patience
 from gpujobs.recipe import Recipe
 from gpujobs.settings import Account
 from tests.fake_server.doubles import QuietContainers
 
-HURRY = Patience(connect_s=2.0, read_s=1.0, act_s=1.0)
 TOKEN = "canary-3f9a-5d1e"
 SPEED = 10.0
 

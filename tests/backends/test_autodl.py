@@ -15,7 +15,7 @@ from gpujobs.backends.autodl import AutoDL, open_backend
 from gpujobs.errors import BadInput, NotFound, Refused, Unavailable
 from gpujobs.models import Event, ImageRef, Machine, MachineStatus, Offer
 from gpujobs.settings import Account
-from tests.backends.clouds import HURRY, TOKEN, Answer, Request, account_on, calls, canned, quiet_server, recipe_of
+from tests.backends.clouds import TOKEN, Answer, Request, account_on, calls, canned, quiet_server, recipe_of
 from tests.backends.test_autodl_wire import CONTAINER, DEPLOYMENT, ok, page
 from tests.clocks import ManualClock, eventually
 
@@ -49,12 +49,12 @@ def server() -> Iterator[FakeServer]:
 
 @pytest.fixture
 def backend(server: FakeServer, clock: ManualClock) -> AutoDL:
-    return open_backend(account_on(server, "autodl"), clock=clock, patience=HURRY)
+    return open_backend(account_on(server, "autodl"), clock=clock)
 
 
 def backend_at(url: str, clock: ManualClock | None = None) -> AutoDL:
     account = Account(api_url=url, token=TOKEN)
-    return open_backend(account, clock=clock or ManualClock(runs_by_itself=True), patience=HURRY)
+    return open_backend(account, clock=clock or ManualClock(runs_by_itself=True))
 
 
 def until(backend: AutoDL, machine: Machine, status: MachineStatus) -> None:

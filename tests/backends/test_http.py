@@ -34,7 +34,7 @@ CREATE = Call(what="create thing", about="gj-a-b-1", method="POST", path="/thing
 QUICK = Patience(connect_s=0.5, read_s=0.3, act_s=0.3)
 
 
-def door_to(url: str, *, clock: ManualClock | None = None, patience: Patience = QUICK) -> Door:
+def door_to(url: str, *, clock: ManualClock | None = None, patience: Patience | None = None) -> Door:
     provider = Provider(
         name="Cloud",
         setting="CLOUD",
@@ -165,7 +165,7 @@ def test_a_connection_is_used_again() -> None:
 
 def test_many_threads_share_the_door() -> None:
     with canned(lambda asked: Answer(body=asked.path)) as api:
-        door = door_to(api.url, patience=Patience())
+        door = door_to(api.url)
         found: list[str] = []
 
         def ask(number: int) -> None:
@@ -205,7 +205,7 @@ def test_silence_ends_at_the_time_limit() -> None:
 
     with raw_server(silent) as url:
         with pytest.raises(Ambiguous, match="no answer"):
-            door_to(url).send(CREATE, json.loads)
+            door_to(url, patience=QUICK).send(CREATE, json.loads)
         done.set()
 
 
@@ -224,7 +224,7 @@ def test_a_reply_that_drips_without_end_is_given_up() -> None:
             return
 
     with raw_server(drip) as url, pytest.raises(Ambiguous):
-        door_to(url, clock=clock).send(CREATE, json.loads)
+        door_to(url, clock=clock, patience=QUICK).send(CREATE, json.loads)
     assert clock.monotonic() < 5
 
 
@@ -245,7 +245,7 @@ def test_a_reply_too_big_for_memory_is_given_up(packed: bool) -> None:
     body = b" " * (17 * 2**20) + b"1"
     answer = Answer(body=gzip.compress(body), headers={"Content-Encoding": "gzip"}) if packed else Answer(body=body)
     with canned(lambda _: answer) as api, pytest.raises(Ambiguous):
-        door_to(api.url, patience=Patience()).send(CREATE, json.loads)
+        door_to(api.url).send(CREATE, json.loads)
 
 
 def test_json_that_is_nested_too_deeply_is_a_bad_reply() -> None:

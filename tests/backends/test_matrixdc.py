@@ -16,7 +16,6 @@ from gpujobs.errors import BadInput, NotFound, Refused, Unavailable
 from gpujobs.models import Event, ImageRef, Machine, MachineStatus, Offer
 from gpujobs.settings import Account
 from tests.backends.clouds import (
-    HURRY,
     TOKEN,
     Answer,
     Request,
@@ -123,7 +122,7 @@ def server() -> Iterator[FakeServer]:
 
 @pytest.fixture
 def backend(server: FakeServer, clock: ManualClock) -> MatrixDC:
-    return open_backend(account_on(server, "matrixdc"), clock=clock, patience=HURRY)
+    return open_backend(account_on(server, "matrixdc"), clock=clock)
 
 
 def account_at(url: str, **more: Any) -> Account:
@@ -131,7 +130,7 @@ def account_at(url: str, **more: Any) -> Account:
 
 
 def backend_at(url: str, clock: ManualClock | None = None, **more: Any) -> MatrixDC:
-    return open_backend(account_at(url, **more), clock=clock or ManualClock(runs_by_itself=True), patience=HURRY)
+    return open_backend(account_at(url, **more), clock=clock or ManualClock(runs_by_itself=True))
 
 
 def client_at(url: str) -> MatrixDCClient:

@@ -2,7 +2,6 @@
 
 from fake_server.server import FakeServer
 from gpujobs.backends.autodl import open_backend
-from tests.backends.clouds import HURRY
 from tests.contract.bench import Bench
 
 
@@ -14,7 +13,7 @@ def _take_all(server: FakeServer) -> None:
 
 
 BENCH = Bench(
-    open=lambda account, clock: open_backend(account, clock=clock, patience=HURRY),
+    open=lambda account, clock: open_backend(account, clock=clock),
     gpu="RTX A4000",
     near_gpu=("RTX 4099", "RTX 4090"),
     near_region=("westDC22", "westDC2"),

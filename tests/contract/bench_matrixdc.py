@@ -2,7 +2,6 @@
 
 from fake_server.server import FakeServer
 from gpujobs.backends.matrixdc import DEFAULT_IMAGE, open_backend
-from tests.backends.clouds import HURRY
 from tests.contract.bench import Bench
 
 
@@ -12,7 +11,7 @@ def _take_all(server: FakeServer) -> None:
 
 
 BENCH = Bench(
-    open=lambda account, clock: open_backend(account, clock=clock, patience=HURRY),
+    open=lambda account, clock: open_backend(account, clock=clock),
     gpu="RTX 4090",
     near_gpu=("H2O", "H20"),
     near_region=("host-clustr", "host-cluster"),

@@ -200,7 +200,7 @@ def test_an_unclear_create_is_ambiguous_sent_once_and_settled_by_its_name(
     kind: str, backend: Backend, bench: Bench, server: FakeServer
 ) -> None:
     offer = offer_of(backend, bench)
-    fault(server, bench.create, kind, seconds=3.0)
+    fault(server, bench.create, kind, seconds=0.3)
     with pytest.raises(Ambiguous, match=NAME):
         backend.create(recipe_of(bench.gpu), offer, name=NAME, image=bench.image)
     if kind in ACTED:
