@@ -143,6 +143,7 @@ class Door:
 
     def clean(self, said: str) -> str:
         """Make text of the provider's fit for a message: no secret, no control character, not long."""
+        said = said[: 50 * _MESSAGE_CAP]  # the rest is not shown, and may be megabytes
         for secret in self.provider.secrets:
             said = said.replace(secret, "***")
         said = _SECRET_WORDS.sub(r"\1\2***", said)
