@@ -83,7 +83,7 @@ def _text(given: str, name: str) -> str:
     if len(raw) > _MOST_BYTES:
         raise BadInput(f"{name} is larger than {_MOST_BYTES // 1024} KB: that is no recipe; name another file")
     try:
-        return raw.decode("utf-8-sig")
+        return raw.decode()
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         byte = f"{raw[error.start]:#04x}"
