@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gpujobs import backends
 from gpujobs.backends import Backend
-from gpujobs.errors import BadCredentials, BadInput, Unavailable
+from gpujobs.errors import BadCredentials, BadInput, ProviderError
 from gpujobs.host import Host
 from gpujobs.ledger import Ledger
 from gpujobs.models import Offer
@@ -58,12 +58,12 @@ def make_plan(host: Host, recipe: Recipe) -> Plan:
     Raises:
         BadInput: no backend can do what the recipe asks; every reason is in the message.
         BadCredentials: a backend that the recipe names refused the token.
-        Unavailable: no backend could be asked.
+        Refused, Unavailable: no backend could be asked.
     """
     choices: list[Choice] = []
     refused: list[str] = []
     warnings: list[str] = []
-    errors: list[BadInput | Unavailable] = []
+    errors: list[BadInput | ProviderError] = []
     asked = 0
     for name in _allowed(host, recipe):
         try:
@@ -71,13 +71,13 @@ def make_plan(host: Host, recipe: Recipe) -> Plan:
             found = _choices(host.ledger, backend, recipe)
             choices += found
             refused += [] if found else [f"{name}: {_why_none(backend, recipe)}"]
-        except (BadInput, Unavailable) as error:
+        except (BadInput, ProviderError) as error:
             errors.append(error)
             refused.append(f"{name}: {error}")
             continue
         asked += 1
-        if not backend.ends_itself:
-            warnings.append(f"{name} cannot switch itself off: if this machine dies, `gpujobs reap` must run elsewhere")
+        if not backend.ends_itself(recipe):
+            warnings.append(f"{name} cannot switch itself off: if this computer dies, run `gpujobs reap` on another")
     if not asked:
         raise _first_worst(errors)
     choices.sort(key=lambda choice: _rank(recipe, choice.offer))
@@ -163,7 +163,7 @@ def _estimate(recipe: Recipe, choices: Sequence[Choice]) -> float | None:
     return None if price is None else round(price * recipe.max_duration / 3600, 2)
 
 
-def _first_worst(errors: Sequence[BadInput | Unavailable]) -> BadInput | Unavailable:
+def _first_worst(errors: Sequence[BadInput | ProviderError]) -> BadInput | ProviderError:
     if len(errors) == 1:
         return errors[0]
     for error in errors:

@@ -22,10 +22,12 @@ class Backend(Protocol):
     name: str
     has_snapshots: bool
     """Whether power_off can save the disk as an image."""
-    ends_itself: bool
-    """Whether a machine can end its own rent (the dead-man needs nobody here); where not, the reaper is the guard."""
     work_root: str
     """The folder on a machine under which each attempt has its own; on the data disk."""
+
+    def ends_itself(self, recipe: Recipe) -> bool:
+        """Say whether the machine can end its own rent: where not, the reaper alone is the guard."""
+        ...
 
     def check(self, recipe: Recipe) -> None:
         """Refuse, before anything is rented, what this provider cannot do; raises BadInput with the remedy."""

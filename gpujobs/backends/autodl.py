@@ -40,7 +40,6 @@ class AutoDL:
 
     name = "autodl"
     has_snapshots = False
-    ends_itself = True
     work_root = "/root/autodl-tmp/gpujobs"
 
     def __init__(self, client: AutoDLClient, *, clock: Clock) -> None:
@@ -53,6 +52,10 @@ class AutoDL:
         self._events = EventBook(client, table=self._containers)
         self._made = Recent(clock, kept_s=_SETTLING_S)
         self._ending = Recent(clock, kept_s=_ENDING_S)
+
+    def ends_itself(self, recipe: Recipe) -> bool:
+        """Say yes, but for a ReplicaSet, which puts a new container in the place of one that has ended."""
+        return recipe.autodl.deployment_type != "ReplicaSet"
 
     def check(self, recipe: Recipe) -> None:
         """Refuse snapshots and volumes, which this API does not have."""

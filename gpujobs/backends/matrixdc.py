@@ -53,7 +53,6 @@ class MatrixDC:
 
     name = "matrixdc"
     has_snapshots = True
-    ends_itself = False
     work_root = "/root/data/gpujobs"
 
     def __init__(self, client: MatrixDCClient, *, account: Account, clock: Clock) -> None:
@@ -68,6 +67,10 @@ class MatrixDC:
         self._seen: dict[str, tuple[str, datetime]] = {}  # by machine: its status and since when
         self._made = Recent(clock, kept_s=_SETTLING_S)
         self._ending = Recent(clock, kept_s=_ENDING_S)
+
+    def ends_itself(self, recipe: Recipe) -> bool:  # noqa: ARG002 - the protocol's
+        """Say no: a shutdown inside an instance does not stop its bill."""
+        return False
 
     def check(self, recipe: Recipe) -> None:
         """Refuse volumes that would lie over one another or over the system's disk."""
