@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -21,6 +22,7 @@ from fake_server.session import Inside, Session
 from fake_server.trouble import Trouble
 
 KEYS_FILE_LIMIT_BYTES = 1024 * 1024
+RULES_TIMEOUT_S = 2.0
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # What a command line or an environment holds does not belong in the log of whoever runs the fake.
 logging.getLogger("asyncssh").setLevel(logging.WARNING)
@@ -92,14 +94,24 @@ class Sshd:
         await asyncio.gather(*(connection.wait_closed() for connection in tuple(self._connections)))
 
     def _rules_changed(self) -> None:
-        with suppress(RuntimeError):  # the loop may have ended meanwhile
-            self._loop.call_soon_threadsafe(self._mind_soon)
+        """See to it that a rule is in force when whoever armed it goes on."""
+        done: Future[None] = Future()
+        with suppress(RuntimeError, TimeoutError):  # the loop may have ended meanwhile
+            self._loop.call_soon_threadsafe(self._mind_soon, done)
+            done.result(RULES_TIMEOUT_S)
 
-    def _mind_soon(self) -> None:
+    def _mind_soon(self, done: "Future[None] | None" = None) -> None:
+        def minded(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if done is not None:
+                done.set_result(None)
+
         if not self._closed:
             task = self._loop.create_task(self._mind())
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(minded)
+        elif done is not None:
+            done.set_result(None)
 
     async def _mind(self) -> None:
         """Open or shut the door, and show the key, as the faults of the moment have it."""
