@@ -77,10 +77,20 @@ def test_the_saved_model_gives_the_accuracy_that_was_reported(tmp_path: Path, mo
     program(DATA.with_name("train.py"), cwd=tmp_path, EPOCHS="2", SEED="5")
     monkeypatch.syspath_prepend(str(DATA.parent))
     train = module(DATA.with_name("train.py"))
-    pixels, digits = train.load(DATA, np.random.RandomState(5))
+    _, held_out = train.split(train.load(DATA, np.random.RandomState(5)))
     with np.load(tmp_path / "results/model.npz") as model:
-        accuracy = train.accuracy(dict(model), (pixels[: train.HELD_OUT], digits[: train.HELD_OUT]))
+        accuracy = train.accuracy(dict(model), held_out)
     assert accuracy == json.loads((tmp_path / "results/metrics.json").read_text())["test_accuracy"]
+
+
+def test_what_is_tested_on_is_never_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DATA.parent))
+    train = module(DATA.with_name("train.py"))
+    shuffled = train.load(DATA, np.random.RandomState(1))
+    images, held_out = train.split(shuffled)
+    assert (len(images[1]), len(held_out[1])) == (1437, 360)
+    for whole, one, other in zip(shuffled, held_out, images, strict=True):
+        assert np.array_equal(whole, np.concatenate([one, other]))
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: Path) -> None:
@@ -106,7 +116,9 @@ def test_the_slopes_are_those_of_the_loss(monkeypatch: pytest.MonkeyPatch) -> No
         return float(-np.log(chances[np.arange(5), digits]).mean())
 
     slopes = train.gradients(model, pixels, digits)
-    for name, place in (("w1", (20, 7)), ("b1", (7,)), ("w2", (7, 3)), ("b2", (3,))):
+    units = range(0, train.HIDDEN, 16)  # some of which an image leaves idle
+    places = [("w1", (20, unit)) for unit in units] + [("b1", (unit,)) for unit in units]
+    for name, place in [*places, ("w2", (7, 3)), ("b2", (3,))]:
         small, before = 1e-6, model[name][place]
         model[name][place] = before + small
         above = loss()

@@ -38,6 +38,12 @@ def load(path: Path, dice: np.random.RandomState) -> Images:
     return rows[:, :-1] / 16.0, rows[:, -1].astype(int)
 
 
+def split(images: Images) -> tuple[Images, Images]:
+    """Give those to train on, and HELD_OUT others to test on."""
+    pixels, digits = images
+    return (pixels[HELD_OUT:], digits[HELD_OUT:]), (pixels[:HELD_OUT], digits[:HELD_OUT])
+
+
 def new_model(dice: np.random.RandomState) -> Arrays:
     """Draw the weights of 64 pixels -> HIDDEN units -> 10 digits (He et al. 2015)."""
     return {
@@ -114,8 +120,7 @@ def main() -> None:
     """Train, and write down what came of it."""
     epochs, rate, seed = settings()
     dice = np.random.RandomState(seed)
-    pixels, digits = load(Path(__file__).resolve().parent / "optdigits.csv.gz", dice)
-    images, held_out = (pixels[HELD_OUT:], digits[HELD_OUT:]), (pixels[:HELD_OUT], digits[:HELD_OUT])
+    images, held_out = split(load(Path(__file__).resolve().parent / "optdigits.csv.gz", dice))
     began = time.monotonic()
     model, curves = train(images, held_out, epochs=epochs, rate=rate, dice=dice)
     metrics = {
