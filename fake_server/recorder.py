@@ -20,7 +20,7 @@ from fake_server.wire import CUT
 
 STARS = "***"
 _SECRET_KEY = re.compile(r"token|password|passwd|secret|api_?key", re.IGNORECASE)
-_ASSIGNED = re.compile(rf"((?:{_SECRET_KEY.pattern})\w*\s*[=:]\s*)([^\s&]+)", re.IGNORECASE)
+_ASSIGNED = re.compile(rf"((?:{_SECRET_KEY.pattern})\w{{0,40}}\s{{0,8}}[=:]\s{{0,8}})([^\s&]+)", re.IGNORECASE)
 _MOST_KEPT = 20_000
 _API = ("/api/", "/mdc/")
 
