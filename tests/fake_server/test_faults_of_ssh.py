@@ -89,7 +89,7 @@ def test_a_cut_without_bytes_is_a_reset_at_once_of_what_stands(box: Box) -> None
     eventually(box.listens)
     with socket.create_connection(("127.0.0.1", box.port), timeout=10) as raw:
         assert raw.recv(4) == b"SSH-"
-        with armed(box.wires, "ssh_cut", machine=box.id), pytest.raises(ConnectionResetError):
+        with armed(box.wires, "ssh_cut", machine=box.id), pytest.raises(ConnectionResetError):  # noqa: PT012
             while raw.recv(4096):
                 pass
 
@@ -97,7 +97,7 @@ def test_a_cut_without_bytes_is_a_reset_at_once_of_what_stands(box: Box) -> None
 def test_an_upload_is_cut_in_the_middle_too(box: Box) -> None:
     with box.connected() as client, armed(box.wires, "ssh_cut", machine=box.id, bytes=400_000):
         stdin, _, _ = client.exec_command("cat > /root/up", timeout=30)
-        with pytest.raises((OSError, EOFError)):  # paramiko says it in several ways
+        with pytest.raises((OSError, EOFError)):  # noqa: PT012 -- paramiko says it in several ways
             for _ in range(1000):
                 stdin.channel.sendall(b"y" * 32768)
         with box.connect() as second:

@@ -1,0 +1,145 @@
+"""Many machines, many clients, many fakes: nobody gets somebody else's answer."""
+
+import re
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import paramiko
+import pytest
+import requests
+
+from fake_server.server import FakeServer
+from tests.fake_server.doubles import QuietContainers
+from tests.fake_server.wires import INSTANCES, Wires, eventually, job
+
+CLIENTS, MACHINES = 50, 200
+
+
+def test_several_fakes_in_one_process_know_nothing_of_each_other() -> None:
+    with ExitStack() as stack:
+        fakes = [
+            stack.enter_context(FakeServer(token=f"token-{n}", speed=0, seed=n, containers=QuietContainers))
+            for n in range(4)
+        ]
+        wires = [Wires(fake) for fake in fakes]
+        names = [[each.rent(displayName=f"of-{n}") for _ in range(n + 1)] for n, each in enumerate(wires)]
+        wires[1].control("POST", "faults", {"kind": "error_500", "endpoint": "autodl.list_deployments"})
+        wires[2].advance(5000)
+        for n, each in enumerate(wires):
+            assert sorted(each.boxes()) == sorted(names[n])
+            assert len(each.control("GET", "faults")["rules"]) == (1 if n == 1 else 0)
+            assert {machine["name"] for machine in each.truth()} == {f"of-{n}"}
+        assert wires[0].autodl("POST", "/deployment/list", {}, token="token-1")["code"] == "AuthorizeFailed"
+        assert wires[2].control("GET", "state")["now"] - wires[3].control("GET", "state")["now"] > 4000
+        wires[3].control("POST", "reset")
+        assert wires[3].boxes() == []
+        assert sorted(wires[2].boxes()) == sorted(names[2])
+        for each in wires:
+            each.session.close()
+
+
+def test_two_hundred_machines_and_fifty_clients_without_a_wrong_answer() -> None:
+    """Each client rents on both clouds, asks only for its own, and releases; all 50 ask at the same time."""
+    start, wrong = threading.Barrier(CLIENTS), Counter[str]()
+
+    def client(fake: FakeServer, number: int) -> None:
+        wires = Wires(fake)
+        with wires.session:
+            start.wait(30)
+            boxes = {wires.rent(displayName=f"box-{number}-{n}"): f"box-{number}-{n}" for n in range(2)}
+            jobs = {wires.deploy(job(name=f"job-{number}-{n}", gpu_name_set=GPUS)): n for n in range(2)}
+            for _ in range(3):
+                for name, shown in boxes.items():
+                    box = wires.box(name)
+                    wrong["box"] += (box["name"], box["displayName"]) != (name, shown)
+                for uuid, n in jobs.items():
+                    (row,) = wires.deployments(deployment_uuid=uuid)
+                    wrong["job"] += (row["uuid"], row["name"]) != (uuid, f"job-{number}-{n}")
+                    foreign = [each for each in wires.containers(uuid) if each["deployment_uuid"] != uuid]
+                    wrong["container"] += len(foreign)
+            for name in boxes:
+                wires.boxed(name, "Running")
+            for uuid in jobs:
+                wires.running(uuid)
+            start.wait(60)  # all 200 run now
+            peaks.append(len(wires.fake.world.ground.containers.running()))
+            start.wait(60)
+            for name in boxes:
+                wires.matrixdc("DELETE", f"{INSTANCES}?name={name}")
+            for uuid in jobs:
+                wires.data("DELETE", "/deployment", {"deployment_uuid": uuid})
+
+    peaks: list[int] = []
+    with FakeServer(speed=20, containers=QuietContainers) as fake:
+        owner = Wires(fake)
+        with owner.session, ThreadPoolExecutor(CLIENTS) as pool:
+            roomy(fake)
+            stock = owner.control("GET", "state")["stock"]
+            for done in [pool.submit(client, fake, number) for number in range(CLIENTS)]:
+                done.result()
+            eventually(lambda: owner.boxes() == [] and owner.deployments() == [])
+            eventually(lambda: owner.control("GET", "state")["machines"] == [])
+            assert owner.control("GET", "state")["stock"] == stock
+            truth = owner.truth()
+    assert (wrong.total(), min(peaks), len(truth)) == (0, MACHINES, MACHINES)
+    assert len({machine["id"] for machine in truth}) == MACHINES
+    assert all(machine["billed_s"] > 0 and machine["gone_at"] is not None for machine in truth)
+
+
+GPUS = ["RTX 4090", "RTX 3090", "RTX A4000", "RTX 3080 Ti", "L20", "H800", "Tesla V100-SXM2-32GB"]
+
+
+def roomy(fake: FakeServer) -> None:
+    """More GPUs than the catalogue has, so that stock is not what the clients wait for."""
+    with fake.world.ground.lock:
+        for gpu in fake.world.matrixdc.idle:
+            fake.world.matrixdc.idle[gpu] = 500
+        for host in fake.world.autodl.fleet.hosts:
+            fake.world.autodl.fleet.free(host, 100)
+
+
+def test_machines_with_real_ssh_side_by_side_answer_with_their_own_name(real: Wires) -> None:
+    if real.control("GET", "state")["isolation"] == "none":
+        pytest.skip("NEITHER unshare NOR bubblewrap WORKS HERE: machines share one host, nothing was tested")
+
+    def one(number: int) -> tuple[str, str]:
+        wires = Wires(real.fake)
+        with wires.session:
+            name = wires.rent(displayName=f"real-{number}")
+            ssh = wires.boxed(name, "Running")["servers"]["SSH"]
+            client = paramiko.SSHClient()
+            client.set_missing_host_key_policy(paramiko.AutoAddPolicy())
+            port = int(ssh["sshAddr"].split()[1][2:])
+
+            def connected() -> bool:
+                try:
+                    client.connect("127.0.0.1", port, "root", ssh["sshPassword"], timeout=20, look_for_keys=False)
+                except (OSError, paramiko.SSHException):
+                    return False
+                return True
+
+            eventually(connected, within_s=60)
+            with client:
+                client.exec_command(f"echo {name} > /root/me", timeout=30)[1].read()
+                mine = client.exec_command("cat /root/me; ls /proc | grep -c '^[0-9]'", timeout=30)[1].read()
+            wires.matrixdc("DELETE", f"{INSTANCES}?name={name}")
+            return name, mine.decode()
+
+    with ThreadPoolExecutor(6) as pool:
+        for name, said in pool.map(one, range(12)):
+            assert re.fullmatch(rf"{name}\n[1-9]\n", said), said  # its own file, a handful of processes
+
+
+@pytest.mark.parametrize("path", ["/_fake/state", "/mdc/api/v1/regions", "/api/v1/dev/deployment/list"])
+def test_no_other_web_page_may_read_an_answer(wires: Wires, path: str) -> None:
+    foreign = {"Origin": "http://evil.example", "Access-Control-Request-Method": "GET"}
+    for method in ("OPTIONS", "GET", "POST"):
+        reply = requests.request(method, f"{wires.fake.url}{path}", headers=foreign, timeout=10)
+        assert not [name for name in reply.headers if name.lower().startswith("access-control")]
+        assert method == "OPTIONS" or not reply.ok or reply.json()["code"] == "AuthorizeFailed"
+
+
+def test_the_state_says_whether_machines_are_shut_in(wires: Wires) -> None:
+    assert (wires.control("GET", "state")["isolation"], wires.control("GET", "state")["safe"]) == ("unshare", True)
