@@ -15,7 +15,7 @@ setup: .venv/.synced
 
 .venv/.synced: uv.lock pyproject.toml
 	@command -v uv >/dev/null 2>&1 || test -x .tools/bin/uv || sh tools/get_uv.sh
-	$(UV) sync --locked --quiet
+	$(UV) sync --locked --quiet --compile-bytecode
 	@touch $@
 
 # What the tests want of the system: an OpenSSH server to compare with, and what isolates the fake's machines.

@@ -70,7 +70,7 @@ def load() -> Settings:
 
 
 def private_folder(path: Path) -> Path:
-    """Make a folder that only we can read (0700), parents included; return it."""
+    """Make a folder that only we can read (0700), and its parents as they usually are; return it."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
 
@@ -148,7 +148,7 @@ def _checked_url(name: str, url: str) -> str:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError as error:
-        raise BadInput(f"{name}={url} is not a URL: {error}") from error
+        raise BadInput(f"{name} is not a URL ({error}); it looks like https://host/path") from error
     safe = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)
     if not safe or not parts.hostname or parts.username or parts.query or parts.fragment:
         raise BadInput(f"{name} must be a plain https URL, or http on this machine (127.0.0.1)")
