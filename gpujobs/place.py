@@ -28,7 +28,12 @@ def swap(fetched: Path, local: Path) -> None:
         return
     if os.path.lexists(local):
         local.rename(before)
-    fetched.rename(local)
+    try:
+        fetched.rename(local)
+    except OSError:
+        if os.path.lexists(before):
+            before.rename(local)
+        raise
     _remove(before)
 
 

@@ -17,6 +17,7 @@ from gpujobs.clock import StopToken
 from gpujobs.errors import BadInput, Cancelled, RemoteFailure, TransferFailed, Unreachable, UnsafeArchive
 from gpujobs.models import Access
 from gpujobs.pack import survey, tar_stream
+from gpujobs.place import swap
 from gpujobs.shell import Shell, connect, quote_path
 from gpujobs.transfer import Limits, pull, push_file, push_folder
 from gpujobs.unpack import Unpacker
@@ -321,6 +322,13 @@ def test_what_a_killed_pull_left_is_tidied(shell: Shell, place: str, before: Pat
     assert alone(before)
     pull(shell, f"{place}/r", before)
     assert contents(before) == {"x": b"x\n"}
+    assert alone(before)
+
+
+def test_a_swap_that_fails_leaves_what_stood_there(before: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        swap(tmp_path / "vanished", before)
+    assert contents(before) == {"old": b"old"}
     assert alone(before)
 
 
