@@ -2,6 +2,9 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup machine quickstart test check bench clean
 
+# Bytecode that is not written is compiled again by every process that the tests start.
+unexport PYTHONDONTWRITEBYTECODE
+
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 RUN := $(UV) run --no-sync
 
@@ -32,10 +35,10 @@ check: setup
 	$(RUN) lint-imports
 
 test: setup machine check
-	$(RUN) pytest
+	$(RUN) pytest -n 3 --dist loadgroup
 
 bench: setup
-	$(RUN) python -m benchmarks
+	@for file in benchmarks/*.py; do echo "== $$file"; $(RUN) python $$file || exit; done
 
 clean:
 	rm -rf .venv .tools
