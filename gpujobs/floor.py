@@ -51,10 +51,16 @@ class Floor:
         """The runs that are driven now."""
         return dict(self._sitting)
 
-    def seat(self, flow_run: FlowRun) -> Sitting:
-        """Begin to run `flow_run` as its flow says, unless it runs already; returns at once."""
+    def seat(self, flow_run: FlowRun, *, resumes: bool = False) -> Sitting:
+        """Begin to run `flow_run` as its flow says, unless it runs already; returns at once.
+
+        Args:
+            flow_run: taken from the pool; where its run is over, it was sent on its way again, for a new attempt.
+            resumes: it lost its driver; where its run is over, somebody else has ended it, and that stays.
+        """
         stop = StopToken()
-        return self._begin(run_id_of(str(flow_run.id)), str(flow_run.id), stop, self._run(flow_run, stop))
+        seat = Seat(host=self._host, stop=stop, resumes=resumes)
+        return self._begin(run_id_of(str(flow_run.id)), str(flow_run.id), seat, self._run(flow_run, stop))
 
     def finish(self, run_id: str, flow_run: FlowRun | None, *, cancelled: bool) -> Sitting:
         """Go on with a run whose flow run Prefect no longer lets run; its end becomes the flow run's state."""
@@ -62,7 +68,8 @@ class Floor:
         if cancelled:
             stop.stop(Cancelled(f"run {run_id} was cancelled"))
         flow_run_id = str(flow_run.id) if flow_run else None
-        return self._begin(run_id, flow_run_id, stop, self._finish(run_id, flow_run, stop))
+        seat = Seat(host=self._host, stop=stop)
+        return self._begin(run_id, flow_run_id, seat, self._finish(run_id, flow_run, stop))
 
     def cancel(self, run_id: str) -> bool:
         """Stop a run that is driven here; False where it is not."""
@@ -79,14 +86,14 @@ class Floor:
             await asyncio.wait(tasks, timeout=within_s)
         return not self._sitting
 
-    def _begin(self, run_id: str, flow_run_id: str | None, stop: StopToken, life: Coroutine[Any, Any, None]) -> Sitting:
+    def _begin(self, run_id: str, flow_run_id: str | None, seat: Seat, life: Coroutine[Any, Any, None]) -> Sitting:
         if run_id in self._sitting:
             life.close()
             return self._sitting[run_id]
         context = copy_context()
-        context.run(SEAT.set, Seat(host=self._host, stop=stop))
+        context.run(SEAT.set, seat)
         task = asyncio.get_running_loop().create_task(life, context=context)
-        self._sitting[run_id] = Sitting(flow_run_id=flow_run_id, stop=stop, task=task)
+        self._sitting[run_id] = Sitting(flow_run_id=flow_run_id, stop=seat.stop, task=task)
         task.add_done_callback(lambda _: self._sitting.pop(run_id))
         return self._sitting[run_id]
 
@@ -155,6 +162,12 @@ class Floor:
 
 
 async def _call(flow: Flow[Any, Any], flow_run: FlowRun) -> None:
+    """Run the flow in Prefect's engine.
+
+    The engine is not told of the deployment: for a deployed flow run it would watch for a suspension from a thread, a
+    loop and a connection of their own, and hold up this loop, with all its runs, while they start and end.
+    """
+    flow_run = flow_run.model_copy(update={"deployment_id": None})
     if not flow.isasync:
         await asyncio.to_thread(run_flow, flow, flow_run=flow_run, return_type="state")
         return

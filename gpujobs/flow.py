@@ -11,7 +11,7 @@ from typing import Any
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.exceptions import Abort
+from prefect.exceptions import Abort, PrefectSignal
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
@@ -19,6 +19,7 @@ from prefect.states import Cancelled, Completed, Failed
 from gpujobs import errors, lifecycle, settings
 from gpujobs.clock import StopToken
 from gpujobs.host import Host
+from gpujobs.ledger_rows import Run
 from gpujobs.lifecycle import Outcome, Step
 from gpujobs.prefect_api import run_id_of
 from gpujobs.recipe import Recipe
@@ -34,6 +35,7 @@ class Seat:
 
     host: Host
     stop: StopToken
+    resumes: bool = False  # a run that lost its driver is gone on with; if it is over by now, it stays so
 
 
 SEAT: ContextVar[Seat | None] = ContextVar("gpujobs_seat", default=None)
@@ -71,12 +73,15 @@ class Driver:
     def __init__(self, seat: Seat, run_id: str, log: RunLog) -> None:
         """Take where to run, what, and where to tell of it."""
         self._host, self._stop, self._run_id, self._log = seat.host, seat.stop, run_id, log
+        self._resumes = seat.resumes
         self._drained_at: float | None = None  # when a cancelled run must have ended
 
     async def run(self, recipe: Recipe, flow_run_id: str) -> State[Any]:
         """Run the recipe to its end and say how it ended, as Prefect's state."""
         try:
-            await self._in_thread(lambda: self._open(recipe, flow_run_id))
+            known: Run = await self._in_thread(lambda: self._open(recipe, flow_run_id))
+            if self._resumes and known.state in lifecycle.ENDED:
+                return end_state(known.state, known.error, known.cost_cny)
             outcome = await self.drive()
         except errors.LetGo as error:
             raise Abort(str(error)) from error
@@ -85,8 +90,9 @@ class Driver:
         self._tell(outcome)
         return end_state(outcome.state, outcome.error, outcome.cost_cny)
 
-    def _open(self, recipe: Recipe, flow_run_id: str) -> None:
+    def _open(self, recipe: Recipe, flow_run_id: str) -> Run:
         lifecycle.open_run(self._host, recipe, run_id=self._run_id, flow_run_id=flow_run_id)
+        return self._host.ledger.get_run(self._run_id)
 
     async def drive(self) -> Outcome:
         """Take the run's steps one by one, each as a Prefect task; raises Busy where another process drives it."""
@@ -111,7 +117,7 @@ class Driver:
             await self._as_task(step, work)
         except asyncio.CancelledError:
             self._asked_to_stop()
-        except Exception as error:  # noqa: BLE001 - Prefect's own trouble must not end the job
+        except (Exception, PrefectSignal) as error:  # noqa: BLE001 - Prefect's own trouble must not end the job
             logger.warning("Prefect does not show phase %s: %s", step.name, error)
         finally:
             self._log.logger = logger

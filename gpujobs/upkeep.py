@@ -57,7 +57,7 @@ class Upkeep:
     async def run(self) -> None:
         """Go on until cancelled."""
         await asyncio.gather(
-            _every(CANCEL_S, self.hear_cancels), _every(RECOVER_S, self.recover), _every(REAP_S, self._reap)
+            _every(CANCEL_S, self.hear_cancels), _every(RECOVER_S, self.recover), _every(REAP_S, self.reap)
         )
 
     async def hear_cancels(self) -> None:
@@ -77,21 +77,25 @@ class Upkeep:
 
     async def recover(self) -> None:
         """Resume runs whose driver is dead, then mend the states of flow runs that ended, or began, unseen."""
-        for run_id in await self._in_thread(lambda: reaper.recover(self._host)):
-            if run_id not in self._floor.sitting and self._tries.get(run_id, 0) < TRIES:
-                self._tries[run_id] = self._tries.get(run_id, 0) + 1
-                await self._resume(run_id)
+        for run_id in await self._resumable():
+            self._tries[run_id] = self._tries.get(run_id, 0) + 1
+            await self._resume(run_id)
         for flow_run in await self._unended():
             if run_id_of(str(flow_run.id)) not in self._floor.sitting:
                 since = flow_run.state.timestamp if flow_run.state else None
                 await self._mend(flow_run, orphan=since is not None and datetime.now(UTC) - since > ORPHAN)
+
+    async def _resumable(self) -> Sequence[str]:
+        undriven: Sequence[str] = await self._in_thread(lambda: reaper.recover(self._host))
+        sitting = self._floor.sitting
+        return [run_id for run_id in undriven if run_id not in sitting and self._tries.get(run_id, 0) < TRIES]
 
     async def _resume(self, run_id: str) -> None:
         run: Run = await self._in_thread(lambda: self._host.ledger.get_run(run_id))
         flow_run = await self._flow_run(run)
         kind = flow_run.state.type if flow_run and flow_run.state else None
         if flow_run and kind in {StateType.RUNNING, StateType.PENDING}:
-            self._floor.seat(flow_run)
+            self._floor.seat(flow_run, resumes=True)
         elif kind != StateType.SCHEDULED:  # a scheduled one is on its way to a host
             self._floor.finish(run_id, flow_run, cancelled=kind in {StateType.CANCELLING, StateType.CANCELLED})
 
@@ -112,17 +116,21 @@ class Upkeep:
     async def _mend(self, flow_run: FlowRun, *, orphan: bool) -> None:
         """Tell Prefect the end that it missed; put back in the queue what a dead host took and never began."""
         run = await self._in_thread(lambda: _ledger_run(self._host, run_id_of(str(flow_run.id))))
+        since = flow_run.state.timestamp if flow_run.state else None
         if run is not None and run.state in lifecycle.ENDED:
-            await self._client.set_flow_run_state(
-                flow_run.id, end_state(run.state, run.error, run.cost_cny), force=True
-            )
+            if since and run.ended_at and since < run.ended_at:  # else it has been sent on its way again
+                state = end_state(run.state, run.error, run.cost_cny)
+                await self._client.set_flow_run_state(flow_run.id, state, force=True)
         elif (run is None or run.state == "submitted") and orphan:
             cancelling = flow_run.state is not None and flow_run.state.type == StateType.CANCELLING
             again: State[Any] = Scheduled(message="the host that took it died before it began")
             never: State[Any] = Cancelled(message="cancelled before it began")
             await self._client.set_flow_run_state(flow_run.id, never if cancelling else again, force=True)
 
-    async def _reap(self) -> None:
+    async def reap(self) -> None:
+        """Call the reaper, unless there are runs to resume: those it would end."""
+        if await self._resumable():
+            return
         log = RunLog(_log, where="")
         result = await self._in_thread(lambda: reaper.reap(self._host, yes=False, reporter=log))
         for name, why in result.failed:

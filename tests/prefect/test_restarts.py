@@ -73,13 +73,6 @@ def test_run_that_a_dead_host_had_only_taken_is_begun_by_the_next(desk: Desk, tr
     assert starts_and_left(truth, run_id) == (1, [])
 
 
-def test_end_that_prefect_missed_is_told_to_it(desk: Desk) -> None:
-    _, flow_run_id = desk.submit("echo hello")
-    desk.ended(flow_run_id)
-    desk.ask("POST", f"/flow_runs/{flow_run_id}/set_state", {"state": {"type": "RUNNING"}, "force": True})
-    assert desk.ended(flow_run_id, within_s=30)[0] == "COMPLETED"
-
-
 def test_job_ends_well_while_the_server_is_dead_and_its_end_is_told_later(desk: Desk, truth: Control) -> None:
     run_id, flow_run_id = running_job(desk)
     found = desk.controller()

@@ -10,7 +10,7 @@ from gpujobs import prefect_api
 from gpujobs.errors import BadInput, NotFound
 from gpujobs.prefect_api import DEPLOYMENT
 from tests.cloud import Control
-from tests.prefect.desk import Desk, starts_and_left, until
+from tests.prefect.desk import FINAL, Desk, starts_and_left, until
 
 PHASES = ["plan", "provision", "boot", "push", "run", "pull", "release"]
 
@@ -32,6 +32,17 @@ def test_failing_job_fails_its_flow_run_with_the_reason(desk: Desk, truth: Contr
     assert (kind, "3" in message, desk.run(run_id).exit_code) == ("FAILED", True, 1)
     assert ("run", "Failed") in desk.tasks(flow_run_id)
     assert starts_and_left(truth, run_id) == (1, [])
+
+
+def test_retry_in_prefect_is_a_new_attempt_of_the_same_run(desk: Desk, truth: Control) -> None:
+    run_id, flow_run_id = desk.submit("exit 3")
+    desk.ended(flow_run_id)
+    again = {"type": "SCHEDULED", "name": "AwaitingRetry"}
+    desk.ask("POST", f"/flow_runs/{flow_run_id}/set_state", {"state": again})
+    until(lambda: desk.state(flow_run_id, FINAL) and len(desk.ledger.attempts(run_id)) == 2)
+    assert desk.ended(flow_run_id)[0] == "FAILED"
+    assert [row.number for row in desk.ledger.attempts(run_id)] == [1, 2]
+    assert starts_and_left(truth, run_id) == (2, [])
 
 
 def test_cancel_in_prefect_ends_the_work_and_releases_the_machine(desk: Desk, truth: Control) -> None:
