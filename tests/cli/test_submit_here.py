@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -117,6 +118,8 @@ def test_a_third_ctrl_c_leaves_the_machine_to_the_reaper_and_says_how(cli: Cli, 
     for wanted in ("cancelling run", "still being released; once more leaves it to the reaper"):
         process.send_signal(signal.SIGINT)
         read_until(process, wanted)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)  # twice is not enough
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 4
