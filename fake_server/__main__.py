@@ -8,7 +8,9 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from fake_server.guess_option import GuessOption
 from fake_server.server import FakeServer
+from fake_server.timings import Timings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             token=asked.token,
             namespace=asked.namespace,
             control_token=asked.control_token,
+            disk_gb=asked.disk,
+            timings=Timings(list_lag_s=max(0.0, asked.list_lag)),
             record=asked.record,
+            guesses=asked.guess,
         ).start()
     except (OSError, ValueError) as error:
         sys.stderr.write(f"fake_server: cannot listen on {asked.host}:{asked.port}: {error}\n")
@@ -35,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if fake.world.ground.containers.isolation == "none":
             sys.stderr.write(
-                "fake_server: WARNING: no isolation here (neither unshare nor bubblewrap works): "
+                "fake_server: WARNING: no isolation here (neither unshare nor bubblewrap works), this is UNSAFE: "
                 "machines see this host's files and processes\n"
             )
         sys.stdout.write(f"fake_server listening on {fake.url}\n")
@@ -55,10 +60,25 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="make ids repeatable")
     parser.add_argument("--state", type=Path, help="where disks and snapshots live (default: a temporary folder)")
     parser.add_argument("--record", type=Path, help="write all API calls to this file, for fake_server.replay")
+    parser.add_argument(
+        "--guess",
+        action=GuessOption,
+        metavar="NAME=VALUE",
+        help="decide otherwise what the providers leave open; GET /_fake/state names them; can be repeated",
+    )
+    parser.add_argument("--disk", type=_gigabytes, default=30.0, help="GB that a machine may keep (default 30)")
+    parser.add_argument("--list-lag", type=float, default=0.0, help="seconds in which lists learn of what was created")
     parser.add_argument("--token", default="fake-token")
     parser.add_argument("--namespace", default="fake-user")
     parser.add_argument("--control-token", default="fake-control")
     return parser.parse_args(argv)
+
+
+def _gigabytes(text: str) -> float:
+    gigabytes = float(text)
+    if not gigabytes > 0:
+        raise argparse.ArgumentTypeError("must be more than 0")
+    return gigabytes
 
 
 def _speed(text: str) -> float:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from fake_server import sandbox
 from fake_server.loop import LoopThread
+from fake_server.quota import Quota
 from fake_server.sandbox import Sandbox
 from fake_server.spec import CommandRecord, ContainerSpec, Endpoint, Isolation
 
@@ -58,6 +59,7 @@ class Containers:
         self._lock = threading.Condition()  # told when a start is over
         self._containers: dict[str, Container | None] = {}  # None while it starts
         self._threads = LoopThread()
+        self._quota = Quota(folder)
         self._closed = False
 
     @cached_property
@@ -88,6 +90,12 @@ class Containers:
         with self._lock:
             self._containers[spec.name] = container
             self._lock.notify_all()
+        self._quota.enter(
+            spec.name,
+            [spec.disk, *spec.volumes.values()],
+            limit_bytes=int(spec.disk_gb * 2**30),
+            tell=lambda full: self._threads.run(container.machine.fill_up("quota", full=full)),
+        )
         return endpoint
 
     def stop(self, name: str, *, grace_s: float = 0.0) -> None:
@@ -100,6 +108,7 @@ class Containers:
             container = self._containers.get(name)
         if container is None:
             return
+        self._quota.leave(name)
         with container.stopping:
             if not container.stopped:
                 self._stop(container, grace_s)
@@ -135,6 +144,7 @@ class Containers:
             names = list(self._containers)
         with ThreadPoolExecutor(max_workers=8) as stoppers:
             list(stoppers.map(self.stop, names))
+        self._quota.close()
         self._threads.close()
 
     def _claim(self, name: str) -> None:

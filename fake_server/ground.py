@@ -46,12 +46,14 @@ class Ground:
         guesses: Guesses,
         containers: Callable[..., Containers],
         rules: Rules,
+        disk_gb: float,
     ) -> None:
         self.lock = threading.RLock()
         self.timeline = Timeline(self.lock, start_at=start_at, speed=speed)
         self.timings = timings
         self.guesses = guesses
         self.rules = rules
+        self.disk_gb = disk_gb
         self.stages = Stages(self.timeline, rules, lambda: self.timings)
         self.mortals = Mortals(self.timeline, rules)
         self.truth = Truth()
@@ -128,7 +130,7 @@ class Ground:
                 if self.rules.strike("dies_in_boot", target):
                     failed()
                     return
-            machine = replace(spec, trouble=Trouble(self.rules, target))
+            machine = replace(spec, trouble=Trouble(self.rules, target), disk_gb=self.disk_gb)
             try:
                 _lay_out(spec, image)
                 sshd_s = 0.0 if spec.port else self.timings.sshd_s  # one that comes back answers at once

@@ -196,6 +196,7 @@ class Machine:
         self.numbers: dict[int, int] = {}
         self.pids: dict[int, int] = {}
         self.terminating = False
+        self.file_limit = -1
 
     def serve(self) -> None:
         woken, wake = os.pipe()
@@ -220,6 +221,8 @@ class Machine:
             self.end()
         elif "argv" in request:
             self.spawn(request, fds)
+        elif "file_limit" in request:
+            self.limit_files(request["file_limit"])
         elif "signal" in request:
             self.signal(request["id"], request["signal"])
         else:
@@ -232,6 +235,7 @@ class Machine:
         streams = [slave] * 3 if slave >= 0 else fds
         pid = os.fork()
         if pid == 0:
+            limit_files(0, self.file_limit)
             run(request, streams, terminal=slave >= 0)
         self.numbers[pid], self.pids[request["id"]] = request["id"], pid
         if master >= 0:
@@ -239,6 +243,12 @@ class Machine:
         for fd in (master, slave, *fds):
             if fd >= 0:
                 os.close(fd)
+
+    def limit_files(self, size: int) -> None:
+        self.file_limit = size
+        for _ in range(2):  # a process may have forked on the first round
+            for pid in everyone_else() if self.isolated else descendants():
+                limit_files(pid, size)
 
     def signal(self, number: int, sign: int) -> None:
         if number in self.pids:
@@ -308,6 +318,19 @@ def run(request: Any, streams: list[int], *, terminal: bool) -> None:
         os.write(2, f"{request['argv'][0]}: {error.strerror}\n".encode())
     finally:
         os._exit(126)
+
+
+def limit_files(pid: int, size: int) -> None:
+    """Let a process (0: this one) grow no file beyond ``size`` bytes; -1 is no limit."""
+    try:
+        hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, hard))
+    except OSError:
+        pass
+
+
+def everyone_else() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and name != "1"]
 
 
 def descendants() -> list[int]:

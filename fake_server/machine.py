@@ -15,6 +15,7 @@ from pathlib import Path
 from asyncssh import SSHKey
 
 from fake_server import image
+from fake_server.disk_fault import DiskFault
 from fake_server.output import HEAD_BYTES, sum_of
 from fake_server.processes import Command, Processes
 from fake_server.session import Inside
@@ -46,6 +47,8 @@ class Machine:
         self._processes = Processes(control, on_lost=self._on_lost)
         self._sshd: Sshd | None = None
         self._opening: asyncio.Task[None] | None = None
+        self._full_for: set[str] = set()
+        self._disk_fault: DiskFault | None = None
 
     async def open(self, *, sock: socket.socket, key: SSHKey, delay_s: float) -> None:
         """Start ``cmd`` and the SSH server, the latter after the delay and then without waiting for it here."""
@@ -59,6 +62,8 @@ class Machine:
         root = self._spec.disk / "root"
         login = LoginRules(self._spec.password, root, self._spec.trouble)
         self._sshd = Sshd(inside, address=sock, key=key, login=login)
+        self._disk_fault = DiskFault(self._spec.trouble, tell=self.fill_up)
+        await self._disk_fault.open()
         if self._spec.cmd is not None:
             self.run(self._spec.cmd, kind="cmd", on_exit=self._on_cmd_exit)
         if delay_s > 0:
@@ -105,6 +110,12 @@ class Machine:
         """Kill one command and its process group."""
         self._processes.signal(number, KILL)
 
+    async def fill_up(self, why: str, *, full: bool) -> None:
+        """Leave no room on the disks for this reason, or take the reason away; without any, files may grow again."""
+        (self._full_for.add if full else self._full_for.discard)(why)
+        if self.alive:
+            self._processes.limit_files(0 if self._full_for else -1)
+
     async def hush(self, *, terminate: bool) -> None:
         """Cut the machine off, as when its sshd dies, and if asked send TERM to all that runs in it."""
         self.alive, self._stopping = False, True
@@ -147,6 +158,8 @@ class Machine:
         self._close_sshd()
 
     def _close_sshd(self) -> None:
+        if self._disk_fault is not None:
+            self._disk_fault.close()
         if self._opening is not None:
             self._opening.cancel()
         if self._sshd is not None:

@@ -79,6 +79,10 @@ class Processes:
         """Send a signal to the command's process group; one that has ended is left alone."""
         self._send({"id": number, "signal": int(sign)}, [])
 
+    def limit_files(self, size_bytes: int) -> None:
+        """Let no file grow beyond so many bytes (-1: as it likes), for what runs and for what will run."""
+        self._send({"file_limit": size_bytes}, [])
+
     def terminate(self) -> None:
         """Send TERM to everything; the machine ends once nothing is left in it."""
         self._send({"terminate": True}, [])

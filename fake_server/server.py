@@ -14,6 +14,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
 from fake_server import autodl, control, matrixdc, page
@@ -22,7 +23,7 @@ from fake_server.faults import Faults
 from fake_server.recorder import Recorder
 from fake_server.store import FolderLock, Store
 from fake_server.timings import Guesses, Timings
-from fake_server.wire import CUT, Wire, json_reply, log_call
+from fake_server.wire import API_PATHS, CUT, Wire, json_reply, log_call, wrong_path
 from fake_server.world import World
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -50,6 +51,7 @@ class FakeServer:
         record: a file for all API calls, which `python -m fake_server.replay` plays again.
         timings: how long transitions take.
         guesses: what the providers leave open.
+        disk_gb: what a machine may keep on all its disks together.
         containers: makes the machines; real sandboxes with real SSH by default.
     """
 
@@ -67,6 +69,7 @@ class FakeServer:
         record: Path | None = None,
         timings: Timings | None = None,
         guesses: Guesses | None = None,
+        disk_gb: float = 30.0,
         containers: Callable[..., Containers] = Containers,
     ) -> None:
         if host not in _LOOPBACK:
@@ -86,6 +89,7 @@ class FakeServer:
             namespace=namespace,
             containers=containers,
             rules=self.faults,
+            disk_gb=disk_gb,
             store=self._store,
         )
         self.faults = Faults(now=self._now, seed=seed)
@@ -195,8 +199,15 @@ class FakeServer:
         app.register_blueprint(matrixdc.blueprint(wire), url_prefix="/mdc/api/v1")
         app.register_blueprint(control.blueprint(wire, self.reset, self.recorder), url_prefix="/_fake")
         app.register_blueprint(page.blueprint(wire, self.reset))
+        for status in (404, 405):
+            app.register_error_handler(status, self._no_such_call)
         self.recorder.watch(app)
         return app
+
+    def _no_such_call(self, error: HTTPException) -> Response | HTTPException:
+        if not request.path.startswith(API_PATHS):
+            return error
+        return wrong_path(self.world.ground.guesses, error.code or 404)
 
 
 def _refuse_foreign_hosts() -> Response | None:

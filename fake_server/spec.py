@@ -18,8 +18,8 @@ class ContainerSpec:
     ``disk`` is the host folder of its own system disk: an empty folder is a freshly installed image, and a copy of the
     folder is a snapshot. ``volumes`` are data disks (path inside → host folder), which a snapshot does not carry.
     ``cmd`` runs as ``bash -c cmd`` at the start; its end is reported. ``conda`` is where the image's Python lives.
-    ``port`` is where its SSH server answers if that is free; 0 is anywhere. ``trouble`` is what fault rules hold
-    for the machine.
+    ``port`` is where its SSH server answers if that is free; 0 is anywhere. ``disk_gb`` is what it may keep on all its
+    disks together. ``trouble`` is what fault rules hold for the machine.
     """
 
     name: str
@@ -36,6 +36,7 @@ class ContainerSpec:
     password: str = field(repr=False)
     cmd: str | None = None
     port: int = 0
+    disk_gb: float = 30.0
     trouble: Trouble | None = field(default=None, repr=False, compare=False)
 
 

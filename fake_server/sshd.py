@@ -7,8 +7,6 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -17,12 +15,12 @@ from pathlib import Path
 import asyncssh
 
 from fake_server.fault_rules import Strike
+from fake_server.follower import Follower
 from fake_server.proxy import Proxy, ProxyLoop, listener
 from fake_server.session import Inside, Session
 from fake_server.trouble import Trouble
 
 KEYS_FILE_LIMIT_BYTES = 1024 * 1024
-RULES_TIMEOUT_S = 2.0
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # What a command line or an environment holds does not belong in the log of whoever runs the fake.
 logging.getLogger("asyncssh").setLevel(logging.WARNING)
@@ -68,21 +66,17 @@ class Sshd:
         self._connections: set[asyncssh.SSHServerConnection] = set()
         self._proxy = Proxy(login.trouble)
         self._loop = asyncio.get_running_loop()
-        self._minding = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._follower = Follower(login.trouble, self._mind)
         self._closed = False
-        self._unwatch: Callable[[], None] = lambda: None
 
     async def open(self) -> None:
         """Listen; from here on connections are answered, unless a fault has it otherwise."""
-        if self._login.trouble is not None:
-            self._unwatch = self._login.trouble.watch(self._rules_changed)
-        await self._mind()
+        await self._follower.open()
 
     def close(self) -> None:
         """Stop listening and cut every connection, without a word to the client. Idempotent."""
         self._closed = True
-        self._unwatch()
+        self._follower.close()
         self._shut_door()
         self._address.close()
         for connection in tuple(self._connections):
@@ -93,40 +87,20 @@ class Sshd:
         """Wait until the sessions of every cut connection have let go of their commands."""
         await asyncio.gather(*(connection.wait_closed() for connection in tuple(self._connections)))
 
-    def _rules_changed(self) -> None:
-        """See to it that a rule is in force when whoever armed it goes on."""
-        done: Future[None] = Future()
-        with suppress(RuntimeError, TimeoutError):  # the loop may have ended meanwhile
-            self._loop.call_soon_threadsafe(self._mind_soon, done)
-            done.result(RULES_TIMEOUT_S)
-
-    def _mind_soon(self, done: "Future[None] | None" = None) -> None:
-        def minded(task: asyncio.Task[None]) -> None:
-            self._tasks.discard(task)
-            if done is not None:
-                done.set_result(None)
-
-        if not self._closed:
-            task = self._loop.create_task(self._mind())
-            self._tasks.add(task)
-            task.add_done_callback(minded)
-        elif done is not None:
-            done.set_result(None)
-
     async def _mind(self) -> None:
         """Open or shut the door, and show the key, as the faults of the moment have it."""
-        async with self._minding:
-            refused = self._login.struck("ssh_refused")
-            self._login.struck("wrong_password")  # its seconds begin now
-            if refused is not None:
-                self._shut_door()
-                if (left_s := refused.left_s()) is not None:
-                    self._loop.call_later(max(0.0, left_s) + 0.001, self._mind_soon)
-            elif self._acceptor is None and not self._closed:
-                self._acceptor = await self._listen()
-            if self._acceptor is not None:
-                self._acceptor.update(server_host_keys=[self._key_to_show()])
-            self._proxy.reconsider()
+        refused = self._login.struck("ssh_refused")
+        self._login.struck("wrong_password")  # its seconds begin now
+        if refused is not None:
+            self._shut_door()
+            self._follower.again_after(refused)
+        elif self._acceptor is None and not self._closed:
+            self._acceptor = await self._listen()
+        if self._closed:
+            self._shut_door()
+        if self._acceptor is not None:
+            self._acceptor.update(server_host_keys=[self._key_to_show()])
+        self._proxy.reconsider()
 
     async def _listen(self) -> asyncssh.SSHAcceptor:
         sock = listener(self._address)

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ class World:
         namespace: str = "fake-user",
         containers: Callable[..., Containers] = Containers,
         rules: Rules | None = None,
+        disk_gb: float = 30.0,
         store: Store | None = None,
     ) -> None:
         self._keeper = Keeper(store) if store is not None else None
@@ -47,6 +49,7 @@ class World:
             guesses=guesses or Guesses(),
             containers=containers,
             rules=rules or Rules(),
+            disk_gb=disk_gb,
         )
         self.autodl = AutodlCloud(self.ground)
         self.matrixdc = MatrixdcCloud(self.ground, namespace=namespace)
@@ -125,6 +128,7 @@ class World:
                 "images": sorted(self.matrixdc.images),
                 "stock": {"autodl": self.autodl.fleet.idle_by_region(), "matrixdc": dict(self.matrixdc.idle)},
                 "timings": timings_as_json(self.ground.timings),
+                "guesses": asdict(self.ground.guesses),
                 "waiting": self.ground.stages.waiting(),
             }
 

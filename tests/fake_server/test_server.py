@@ -284,13 +284,15 @@ raise SystemExit(door.main(["--port", "0"]))
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root
     ) as started:
         url = first_line(started).split()[-1]
-        assert requests.get(f"{url}/_fake/state", headers=CONTROL, timeout=10).json()["isolation"] == "none"
+        state = requests.get(f"{url}/_fake/state", headers=CONTROL, timeout=10).json()
+        assert (state["isolation"], state["safe"]) == ("none", False)
         started.terminate()
         _, said = started.communicate(timeout=10)
-    assert "WARNING: no isolation here" in said
+    assert "WARNING: no isolation here" in said.splitlines()[0]
+    assert "UNSAFE" in said.splitlines()[0]
 
 
-@pytest.mark.parametrize("arguments", [["--host", "0.0.0.0"], ["--speed", "-1"], ["--port", "x"]])
+@pytest.mark.parametrize("arguments", [["--host", "0.0.0.0"], ["--speed", "-1"], ["--disk", "0"], ["--port", "x"]])
 def test_wrong_arguments_are_refused_with_a_message(arguments: list[str]) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "fake_server", *arguments],
