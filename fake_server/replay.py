@@ -1,7 +1,8 @@
 """python -m fake_server.replay FILE [--url URL]: play a recording against a fake, and say where it answers differently.
 
 Statuses, AutoDL's codes and the shapes of replies are compared, not their values; ids that the fake made anew stand in
-for the recorded ones. Reads are repeated for a while until they have the recorded shape: machines take their time.
+for the recorded ones. Of reads that were put again and again only the last counts, and it is repeated for a while until
+it is answered as recorded: machines take their time.
 """
 
 import argparse
@@ -23,6 +24,7 @@ _IDS = frozenset(
     {"deployment_uuid", "uuid", "deployment_container_uuid", "container_uuid", "machine_id", "name", "id", "uid"}
 )
 _READS = ("/list", "/gpu_stock")
+_PAUSE_S = 0.05
 
 
 @dataclass(kw_only=True)
@@ -41,7 +43,7 @@ class Player:
     def play(self, calls: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         """Yield each difference as a line of text: the call's number, what it was, what differs."""
         began, origin = time.monotonic(), _began(calls)
-        for number, call in enumerate(calls, start=1):
+        for number, call in _without_polls(calls):
             due = (call["seconds"] - origin) / self.speed
             time.sleep(min(_SPEED_LIMIT_S, max(0.0, began + due - time.monotonic())))
             for difference in self._call(call):
@@ -55,7 +57,7 @@ class Player:
             if not found or time.monotonic() > deadline:
                 self._learn(call["reply"], reply)
                 return found
-            time.sleep(0.05)
+            time.sleep(_PAUSE_S)
 
     def _send(self, call: Mapping[str, Any]) -> tuple[str, Any]:
         query = f"?{call['query']}" if call["query"] else ""
@@ -106,6 +108,21 @@ _SHORTEST_ID = 8
 
 def _began(calls: Sequence[Mapping[str, Any]]) -> float:
     return float(calls[0]["seconds"]) if calls else 0.0
+
+
+def _without_polls(calls: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Leave out each read that was put again before anything was changed."""
+    again: set[str] = set()
+    kept: list[tuple[int, Mapping[str, Any]]] = []
+    for number, call in reversed(list(enumerate(calls, start=1))):
+        if not _reads(call):
+            again.clear()
+        elif (question := json.dumps([call["method"], call["path"], call["query"], call["body"]])) in again:
+            continue
+        else:
+            again.add(question)
+        kept.append((number, call))
+    return iter(kept[::-1])
 
 
 def _reads(call: Mapping[str, Any]) -> bool:
