@@ -12,9 +12,9 @@ from typing import Any, Literal, cast, get_args
 
 from gpujobs.clock import StopToken
 from gpujobs.errors import BadInput, RemoteFailure
-from gpujobs.exchange import readable
 from gpujobs.remote import runner_text
 from gpujobs.shell import Shell, quote_path
+from gpujobs.shell_exchange import readable
 
 Phase = Literal["absent", "installed", "setup", "running", "ended", "lost"]
 Reason = Literal["exit", "setup", "cancelled", "max_duration", "lease", "lost"]

@@ -14,10 +14,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from gpujobs.clock import StopToken
-from gpujobs.connection import Connection, Timeouts, load_key, open_connection
 from gpujobs.errors import BadInput, RemoteFailure
-from gpujobs.exchange import OUTPUT_KEPT_BYTES, Completed, Exchange, readable
 from gpujobs.models import Access
+from gpujobs.shell_connection import Connection, Timeouts, load_key, open_connection
+from gpujobs.shell_exchange import OUTPUT_KEPT_BYTES, Completed, Exchange, readable
 
 __all__ = ["Completed", "Shell", "Timeouts", "connect", "make_key", "quote_path", "reachable", "readable"]
 

@@ -12,7 +12,7 @@ import paramiko
 
 from gpujobs.errors import AuthRefused, BadInput, HostKeyChanged, RemoteFailure, Unreachable
 from gpujobs.models import Access
-from gpujobs.pulse import WATCHDOG, PulsePacketizer, PulseTransport
+from gpujobs.shell_pulse import WATCHDOG, PulsePacketizer, PulseTransport
 
 LOG_CHANNEL = "gpujobs.paramiko"
 CIPHERS = (

@@ -10,8 +10,8 @@ from typing import Self
 import paramiko
 
 from gpujobs.clock import StopToken
-from gpujobs.connection import Connection
 from gpujobs.errors import RemoteFailure
+from gpujobs.shell_connection import Connection
 
 SEND_BYTES = 32 * 1024  # larger sends make paramiko slower
 RECEIVE_BYTES = 2 * 1024 * 1024

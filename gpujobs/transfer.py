@@ -11,10 +11,10 @@ from pathlib import Path
 
 from gpujobs.clock import StopToken
 from gpujobs.errors import BadInput, Missing, RemoteFailure, TransferFailed, UnsafeArchive
-from gpujobs.pack import survey, tar_stream
-from gpujobs.place import fresh_folder, swap, tidy
 from gpujobs.shell import Shell, quote_path, readable
-from gpujobs.unpack import Limits, Unpacker
+from gpujobs.transfer_pack import survey, tar_stream
+from gpujobs.transfer_place import fresh_folder, swap, tidy
+from gpujobs.transfer_unpack import Limits, Unpacker
 
 __all__ = ["Limits", "Progress", "pull", "push_file", "push_folder"]
 

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from gpujobs.clock import StopToken
 from gpujobs.errors import BadInput, Cancelled, RemoteFailure, TransferFailed, Unreachable, UnsafeArchive
 from gpujobs.models import Access
-from gpujobs.pack import survey, tar_stream
-from gpujobs.place import swap
 from gpujobs.shell import Shell, connect, quote_path
 from gpujobs.transfer import Limits, pull, push_file, push_folder
-from gpujobs.unpack import Unpacker
+from gpujobs.transfer_pack import survey, tar_stream
+from gpujobs.transfer_place import swap
+from gpujobs.transfer_unpack import Unpacker
 from tests.sshd.machines import QUICK, Server, skip_without_sshd
 from tests.sshd.openssh import OpenSsh
 from tests.sshd.proxy import Proxy

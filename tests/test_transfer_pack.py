@@ -5,7 +5,7 @@ import random
 import tarfile
 from pathlib import Path
 
-from gpujobs.pack import READ_BYTES, survey, tar_stream
+from gpujobs.transfer_pack import READ_BYTES, survey, tar_stream
 
 
 def test_files_of_every_size_come_out_as_they_went_in(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ command -v ssh >/dev/null 2>&1 || missing="$missing openssh-client"
 [ -x /usr/lib/openssh/sftp-server ] || missing="$missing openssh-sftp-server"
 command -v unshare >/dev/null 2>&1 || missing="$missing util-linux"
 command -v chromium >/dev/null 2>&1 || missing="$missing chromium"
+command -v busybox >/dev/null 2>&1 || missing="$missing busybox-static"
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
   export DEBIAN_FRONTEND=noninteractive
