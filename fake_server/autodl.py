@@ -27,15 +27,10 @@ from fake_server.autodl_requests import (
 from fake_server.autodl_rules import AutodlCloud
 from fake_server.catalog import AUTODL_PREPAID, AUTODL_PRIVATE_IMAGES
 from fake_server.refusal import Reason, Refused
-from fake_server.wire import View, Wire, add, json_reply, same_secret
+from fake_server.timings import Guesses
+from fake_server.wire import View, Wire, add, extra_fields, json_reply, same_secret
 
 _Request = TypeVar("_Request", bound=BaseModel)
-_CODES = {
-    Reason.BAD_REQUEST: "RequestParameterIsWrong",
-    Reason.NOT_FOUND: "RecordNotFoundError",
-    Reason.CONFLICT: "BadRequest",
-    Reason.NO_STOCK: "InternalError",
-}
 _SERVER_ERROR = {"code": "InternalError", "msg": "服务器内部错误", "data": None}
 
 
@@ -64,27 +59,43 @@ def blueprint(wire: Wire) -> Blueprint:
 
 def _view(wire: Wire, model: type[_Request], answer: Callable[[AutodlCloud, _Request], Any]) -> View:
     def view() -> Response:
-        if not same_secret(request.headers.get("Authorization", ""), wire.token):
-            return _envelope("AuthorizeFailed", "登录超时")
         world = wire.world()
+        guesses = world.ground.guesses
+        if not same_secret(request.headers.get("Authorization", ""), wire.token):
+            return _refusal(guesses.autodl_unauthorized_code, "登录超时", guesses)
+        if not guesses.autodl_enterprise:
+            return _refusal("BadRequest", "无当前资源访问权限", guesses)
         try:
-            asked = _read(model)
-            if not world.ground.guesses.page_zero_is_first:
+            asked = _read(model, guesses)
+            if not guesses.page_zero_is_first:
                 _refuse_page_zero(asked)
             with world.ground.lock:
                 return _envelope("Success", "", answer(world.autodl, asked))
         except ValidationError:
-            return _envelope("RequestParameterIsWrong", "请求参数错误")
+            return _refusal(guesses.autodl_bad_request_code, "请求参数错误", guesses)
         except Refused as no:
-            return _envelope(_CODES[no.reason], no.message)
+            return _refusal(_code(no.reason, guesses), no.message, guesses)
 
     return view
 
 
-def _read(model: type[_Request]) -> _Request:
+def _code(reason: Reason, guesses: Guesses) -> str:
+    match reason:
+        case Reason.BAD_REQUEST:
+            return guesses.autodl_bad_request_code
+        case Reason.NOT_FOUND:
+            return guesses.autodl_not_found_code
+        case Reason.CONFLICT:
+            return guesses.autodl_conflict_code
+        case Reason.NO_STOCK:
+            return guesses.autodl_no_stock_code
+
+
+def _read(model: type[_Request], guesses: Guesses) -> _Request:
+    extra = extra_fields(guesses)
     if request.method == "GET":
-        return model.model_validate(request.args.to_dict())
-    return model.model_validate_json(request.get_data())
+        return model.model_validate(request.args.to_dict(), extra=extra)
+    return model.model_validate_json(request.get_data(), extra=extra)
 
 
 def _refuse_page_zero(asked: BaseModel) -> None:
@@ -92,8 +103,12 @@ def _refuse_page_zero(asked: BaseModel) -> None:
         raise Refused(Reason.BAD_REQUEST, "请求参数错误")
 
 
-def _envelope(code: str, msg: str, data: Any = None) -> Response:
-    return json_reply({"code": code, "msg": msg, "data": data})
+def _envelope(code: str, msg: str, data: Any = None, *, status: int = 200) -> Response:
+    return json_reply({"code": code, "msg": msg, "data": data}, status)
+
+
+def _refusal(code: str, msg: str, guesses: Guesses) -> Response:
+    return _envelope(code, msg, status=guesses.autodl_error_status)
 
 
 def _list_images(_cloud: AutodlCloud, asked: ImageList) -> Any:
@@ -107,6 +122,7 @@ def _create(cloud: AutodlCloud, asked: CreateDeployment) -> Any:
         replica_num=1 if asked.deployment_type == "Container" else asked.replica_num or 0,
         parallelism_num=asked.parallelism_num or 1,
         reuse_container=asked.reuse_container,
+        deprecated_port_protocol=asked.service_port_protocol,
         port_protocols=(asked.service_6006_port_protocol, asked.service_6008_port_protocol),
         template=asked.container_template.template(),
     )
@@ -162,12 +178,16 @@ def _ban(cloud: AutodlCloud, asked: BanRequest) -> None:
 
 
 def _list_bans(cloud: AutodlCloud, _asked: Nothing) -> Any:
-    return [replies.ban(each) for each in cloud.bans()]
+    bans = [replies.ban(each) for each in cloud.bans()]
+    if cloud.guesses.autodl_blacklist_shape == "object":
+        return bans[0] if bans else None
+    return bans
 
 
 def _stock(cloud: AutodlCloud, asked: StockRequest) -> Any:
     stock = cloud.fleet.stock(asked.region_sign, asked.filter())
-    return [{gpu: {"idle_gpu_num": idle, "total_gpu_num": total}} for gpu, (idle, total) in stock.items()]
+    rows = {gpu: {"idle_gpu_num": idle, "total_gpu_num": total} for gpu, (idle, total) in stock.items()}
+    return rows if cloud.guesses.autodl_stock_shape == "object" else [{gpu: row} for gpu, row in rows.items()]
 
 
 def _prepaid(cloud: AutodlCloud, asked: DeploymentRef) -> Any:

@@ -52,7 +52,7 @@ def deployment(each: Deployment, containers: Sequence[Container]) -> dict[str, A
         "replica_num": each.replica_num,
         "parallelism_num": each.parallelism_num,
         "reuse_container": each.reuse_container,
-        "service_port_protocol": "http",
+        "service_port_protocol": each.deprecated_port_protocol,
         "service_6006_port_protocol": each.port_protocols[0],
         "service_6008_port_protocol": each.port_protocols[1],
         "starting_num": sum(container.status in BOOTING for container in containers),
@@ -69,7 +69,7 @@ def deployment(each: Deployment, containers: Sequence[Container]) -> dict[str, A
 
 def _template(template: Template) -> dict[str, Any]:
     return {
-        "region_sign": "",
+        "region_sign": template.deprecated_region_sign,
         "dc_list": list(template.data_centers),
         "gpu_name_set": list(template.gpu_names),
         "gpu_num": template.gpu_count,
@@ -131,10 +131,11 @@ def container(each: Container) -> dict[str, Any]:
 def _info(each: Container) -> dict[str, Any]:
     """How to reach it: empty until it runs. Containers share this host's loopback, so their ports are its ports."""
     to = each.endpoint if each.status in {"running", "shutting_down"} else None
+    scheme = "http://" if each.deployment.port_protocols[0] == "http" else ""
     return {
         "ssh_command": f"ssh -p {to.port} root@{to.host}" if to else "",
         "root_password": each.password if to else "",
-        "service_6006_port_url": f"http://{to.host}:6006" if to else "",
+        "service_6006_port_url": f"{scheme}{to.host}:6006" if to else "",
         "service_6008_port_url": f"{to.host}:6008" if to else "",
         "service_url": "",
         "proxy_host": "",

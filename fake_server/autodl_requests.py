@@ -1,6 +1,7 @@
 """The request bodies of AutoDL's API, strict about what the document calls required and about types.
 
-A pydantic ValidationError here becomes RequestParameterIsWrong. Unknown keys are ignored, as a Go server ignores them.
+A pydantic ValidationError here becomes RequestParameterIsWrong. Unknown keys are ignored, as a Go server ignores them,
+unless the fake is told to refuse them.
 """
 
 from datetime import datetime
@@ -39,6 +40,7 @@ class ImageList(Paged):
 class TemplateBody(_Body):
     """container_template. Memory is in GB, prices in 元 × 1000 an hour, CUDA 118 is 11.8."""
 
+    region_sign: str = ""
     dc_list: Annotated[list[Text], Field(min_length=1)]
     gpu_name_set: Annotated[list[Text], Field(min_length=1)]
     gpu_num: Positive
@@ -58,6 +60,7 @@ class TemplateBody(_Body):
     def template(self) -> Template:
         """Return it as the rules know it; the deprecated cuda_v means that version or newer."""
         return Template(
+            deprecated_region_sign=self.region_sign,
             data_centers=tuple(self.dc_list),
             gpu_names=tuple(self.gpu_name_set),
             gpu_count=self.gpu_num,
@@ -82,6 +85,7 @@ class CreateDeployment(_Body):
     replica_num: Count | None = None
     parallelism_num: Positive | None = None
     reuse_container: bool = False
+    service_port_protocol: Protocol = "http"
     service_6006_port_protocol: Protocol = "http"
     service_6008_port_protocol: Protocol = "http"
     container_template: TemplateBody

@@ -20,6 +20,7 @@ class AutodlCloud:
 
     def __init__(self, ground: Ground) -> None:
         self.fleet = Fleet()
+        self.guesses = ground.guesses
         self.deployments: dict[str, Deployment] = {}
         self.containers: dict[str, Container] = {}
         self._ground = ground
@@ -40,6 +41,7 @@ class AutodlCloud:
         parallelism_num: int,
         reuse_container: bool,
         port_protocols: tuple[str, str],
+        deprecated_port_protocol: str = "http",
         template: Template,
     ) -> Deployment:
         """Accept a deployment; its containers come when a host is free. Names need not be unique."""
@@ -48,6 +50,8 @@ class AutodlCloud:
         if not self.fleet.exists(template):
             raise Refused(Reason.NO_STOCK, "当前算力规格暂无库存")
         now = self._ground.timeline.now()
+        if not self.guesses.autodl_queues_without_stock and self.fleet.pick(template, now) is None:
+            raise Refused(Reason.NO_STOCK, "当前算力规格暂无库存")
         deployment = Deployment(
             id=self._next_id(),
             uuid=self._ground.hex(15),
@@ -57,6 +61,7 @@ class AutodlCloud:
             parallelism_num=parallelism_num,
             reuse_container=reuse_container,
             port_protocols=port_protocols,
+            deprecated_port_protocol=deprecated_port_protocol,
             template=template,
             version=self._ground.hex(8),
             created_at=now,

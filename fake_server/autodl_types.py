@@ -39,6 +39,7 @@ class Template:
     image_uuid: str
     cmd: str
     cmd_before_shutdown: str = ""
+    deprecated_region_sign: str = ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,6 +54,7 @@ class Deployment:
     parallelism_num: int
     reuse_container: bool
     port_protocols: tuple[str, str]
+    deprecated_port_protocol: str = "http"
     template: Template
     version: str
     created_at: float

@@ -176,6 +176,9 @@ class Sku:
     selling_type: str = "1"
 
 
+MATRIXDC_COUPONS: dict[str, float] = {"coupon-100": 100.0, "coupon-1": 1.0}
+"""What the account's coupons are worth, in CNY; the document gives them no call of their own."""
+
 MATRIXDC_GPUS: dict[str, int] = {"H20": 16, "4090": 16, "A100": 2, "H800": 0}
 """GPUs of each kind that the account can rent, shared by all sizes of that kind."""
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fake_server.faults import FaultRule
 from fake_server.recorder import Recorder
+from fake_server.refusal import Refused
 from fake_server.wire import Wire, json_reply, same_secret
 from fake_server.world import World
 
@@ -48,6 +49,13 @@ class StockOrder(_Body):
     region: str = ""
 
 
+class RenewOrder(_Body):
+    """POST renew: lengthen a MatrixDC instance that was paid ahead, as its console does; "+3D" is three days more."""
+
+    instance: str
+    cost_time: str
+
+
 @dataclass(frozen=True, slots=True)
 class _Room:
     wire: Wire
@@ -76,6 +84,7 @@ def blueprint(wire: Wire, reset: Callable[[], None], recorder: Recorder) -> Blue
     serve("timings", "POST /timings", _timings)
     serve("advance", "POST /advance", _advance)
     serve("stock", "POST /stock", _stock)
+    serve("renew", "POST /renew", _renew)
     serve("recording", "GET /record", lambda room: room.recorder.calls())
     serve("record", "POST /record", _record)
     serve("list_faults", "GET /faults", _list_faults)
@@ -151,6 +160,18 @@ def _stock(room: _Room) -> Any:
     with world.ground.lock:
         world.autodl.set_idle(order.gpu, order.region, order.idle)
         return world.autodl.fleet.idle_by_region()
+
+
+def _renew(room: _Room) -> Any:
+    order = RenewOrder.model_validate_json(request.get_data())
+    world = room.world
+    try:
+        with world.ground.lock:
+            instance = world.matrixdc.instance(order.instance)
+            world.matrixdc.renew(instance, order.cost_time)
+            return {"instance": instance.name, "stops_at": instance.stops_at}
+    except Refused as no:
+        raise ValueError(no.message) from no
 
 
 def _record(room: _Room) -> Any:

@@ -15,9 +15,10 @@ from fake_server.matrixdc_requests import CreateInstance, PowerOff
 from fake_server.matrixdc_rules import MatrixdcCloud
 from fake_server.refusal import Reason, Refused
 from fake_server.timings import Guesses
-from fake_server.wire import Wire, add, json_reply, same_secret
+from fake_server.wire import Wire, add, extra_fields, json_reply, same_secret
 
 _Body = TypeVar("_Body", bound=BaseModel)
+_PARAMETERS = {"_skus": ("region_id",), "_delete": ("name",)}
 _SERVER_ERROR = {"message": "internal error"}
 _INSTANCES = "/clusters/<cluster>/instances"
 
@@ -45,18 +46,19 @@ def _view(wire: Wire, answer: Callable[..., Any]) -> Callable[..., Response]:
         world = wire.world()
         guesses = world.ground.guesses
         if not same_secret(request.headers.get("Authorization", ""), f"bearer {wire.token}"):
-            return _error(guesses.matrixdc_unauthorized_status, "token 无效或已过期")
+            return _error(guesses, guesses.matrixdc_unauthorized_status, "token 无效或已过期")
         if not same_secret(request.headers.get("namespace", ""), wire.namespace):
-            return _error(guesses.matrixdc_unauthorized_status, "namespace 与 token 不符")
+            return _error(guesses, guesses.matrixdc_unauthorized_status, "namespace 与 token 不符")
         if cluster != MATRIXDC_REGION.cluster_name:
-            return _error(guesses.matrixdc_not_found_status, f"集群不存在: {cluster}")
+            return _error(guesses, guesses.matrixdc_not_found_status, f"集群不存在: {cluster}")
         try:
             with world.ground.lock:
+                _refuse_other_parameters(guesses, *_PARAMETERS.get(answer.__name__, ()))
                 return json_reply(answer(world.matrixdc, **values))
         except ValidationError as wrong:
-            return _error(guesses.matrixdc_bad_request_status, _first_fault(wrong))
+            return _error(guesses, guesses.matrixdc_bad_request_status, _first_fault(wrong))
         except Refused as no:
-            return _error(_status(no.reason, guesses), no.message)
+            return _error(guesses, _status(no.reason, guesses), no.message)
 
     return view
 
@@ -73,8 +75,14 @@ def _status(reason: Reason, guesses: Guesses) -> int:
             return guesses.matrixdc_no_stock_status
 
 
-def _error(status: int, message: str) -> Response:
-    return json_reply({"message": message}, status)
+def _error(guesses: Guesses, status: int, message: str) -> Response:
+    bodies: dict[str, dict[str, Any]] = {
+        "message": {"message": message},
+        "code_msg": {"code": status, "msg": message, "data": None},
+        "error": {"error": message},
+        "kubernetes": {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": status},
+    }
+    return json_reply(bodies[guesses.matrixdc_error_body], status)
 
 
 def _first_fault(wrong: ValidationError) -> str:
@@ -82,8 +90,14 @@ def _first_fault(wrong: ValidationError) -> str:
     return f"参数错误: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
-def _read(model: type[_Body]) -> _Body:
-    return model.model_validate_json(request.get_data())
+def _read(model: type[_Body], guesses: Guesses) -> _Body:
+    return model.model_validate_json(request.get_data(), extra=extra_fields(guesses))
+
+
+def _refuse_other_parameters(guesses: Guesses, *known: str) -> None:
+    other = sorted(set(request.args) - set(known))
+    if other and guesses.unknown_fields == "refuse":
+        raise Refused(Reason.BAD_REQUEST, f"未知参数: {', '.join(other)}")
 
 
 def _regions(_cloud: MatrixdcCloud) -> Any:
@@ -100,15 +114,17 @@ def _skus(cloud: MatrixdcCloud) -> Any:
 
 
 def _create(cloud: MatrixdcCloud) -> Any:
-    asked = _read(CreateInstance)
+    asked = _read(CreateInstance, cloud.guesses)
     if asked.namespace != cloud.namespace:
         raise Refused(Reason.BAD_REQUEST, "namespace 与请求头不一致")
     return replies.instance(cloud.create(asked.order(cloud.sku(asked.Cost.GPUSKUID))), cloud)
 
 
 def _list(cloud: MatrixdcCloud) -> Any:
-    nodes = [replies.instance(each, cloud) for each in cloud.listed()]
-    return {"hasNextPage": False, "nodes": nodes, "totalCount": len(nodes)}
+    found = list(cloud.listed())
+    limit = cloud.guesses.matrixdc_list_limit or len(found)
+    nodes = [replies.instance(each, cloud) for each in found[:limit]]
+    return {"hasNextPage": len(found) > limit, "nodes": nodes, "totalCount": len(found)}
 
 
 def _get(cloud: MatrixdcCloud, name: str) -> Any:
@@ -124,7 +140,7 @@ def _delete(cloud: MatrixdcCloud) -> Any:
 
 
 def _power_off(cloud: MatrixdcCloud, name: str) -> Any:
-    asked = _read(PowerOff) if request.get_data() else PowerOff()
+    asked = _read(PowerOff, cloud.guesses) if request.get_data() else PowerOff()
     snapshot = (asked.imageName, asked.tag) if asked.needSnapshot else None
     cloud.power_off(cloud.instance(name), grace_s=asked.gracePeriodSeconds, snapshot=snapshot)
     return "ok"

@@ -1,18 +1,14 @@
 # ruff: noqa: N815 -- the provider's own field names, as they stand in the JSON
 """The request bodies of MatrixDC's API. A pydantic ValidationError here becomes HTTP 400."""
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from fake_server.catalog import Sku
+from fake_server.matrixdc_money import is_prepaid, periods
 from fake_server.matrixdc_types import Order
 from fake_server.refusal import Reason, Refused
-
-_SECONDS = {"D": 86400, "W": 7 * 86400, "M": 30 * 86400}
-_UNIT_OF_TYPE = {"2": "M", "3": "W", "4": "D"}
-_COST_TIME = re.compile(r"([1-9][0-9]{0,3})([DWM])")
 
 
 class _Body(BaseModel):
@@ -59,8 +55,8 @@ class CreateInstance(_Body):
         paths = [volume.PathInContainer for volume in self.VolumeMount]
         if len(set(paths)) != len(paths):
             raise Refused(Reason.BAD_REQUEST, "VolumeMount: 挂载路径重复")
-        if self.Cost.CouponID:
-            raise Refused(Reason.BAD_REQUEST, f"优惠券不存在: {self.Cost.CouponID}")
+        if self.Cost.CouponID and self.Cost.CostType != "1":
+            raise Refused(Reason.BAD_REQUEST, "算力券只能用于按量的消费类型")
         if self.Cost.CostType != sku.selling_type:
             raise Refused(Reason.BAD_REQUEST, f"GPU规格 {sku.id} 不支持消费类型 {self.Cost.CostType}")
         periods, prepaid_s = self._prepaid()
@@ -77,14 +73,11 @@ class CreateInstance(_Body):
         )
 
     def _prepaid(self) -> tuple[int, float]:
-        """Return the periods bought and their length; a leading + is for a renewal, which no documented call makes."""
-        unit = _UNIT_OF_TYPE.get(self.Cost.CostType)
-        if unit is None:
+        if not is_prepaid(self.Cost.CostType):
             return 0, 0.0
-        bought = _COST_TIME.fullmatch(self.Cost.CostTime)
-        if bought is None or bought[2] != unit:
-            raise Refused(Reason.BAD_REQUEST, f"CostTime 不合法: {self.Cost.CostTime}")
-        return int(bought[1]), int(bought[1]) * _SECONDS[unit]
+        if self.Cost.CostTime.startswith("+"):
+            raise Refused(Reason.BAD_REQUEST, f"CostTime 不合法: {self.Cost.CostTime} 仅用于已有实例的续费")
+        return periods(self.Cost.CostType, self.Cost.CostTime)
 
 
 def _as_bool(value: object) -> object:

@@ -5,14 +5,24 @@ Source: the provider's API document for Creating and Running; the other statuses
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from uuid import UUID
 
-from fake_server.catalog import GPUS, MATRIXDC_GPUS, MATRIXDC_PUBLIC_PROJECT, MATRIXDC_REGION, MATRIXDC_SKUS, Sku
+from fake_server.catalog import (
+    GPUS,
+    MATRIXDC_COUPONS,
+    MATRIXDC_GPUS,
+    MATRIXDC_PUBLIC_PROJECT,
+    MATRIXDC_REGION,
+    MATRIXDC_SKUS,
+    Sku,
+)
 from fake_server.clock import Action
 from fake_server.fault_rules import Target
 from fake_server.ground import Ground
+from fake_server.matrixdc_money import periods
 from fake_server.matrixdc_types import Instance, Order, Status, Volume
 from fake_server.refusal import Reason, Refused
 from fake_server.spec import ContainerSpec, Endpoint
@@ -31,6 +41,7 @@ class MatrixdcCloud:
         self.instances: dict[str, Instance] = {}
         self.images: dict[str, Path] = {}
         self.idle = dict(MATRIXDC_GPUS)
+        self.coupons = dict(MATRIXDC_COUPONS)
         self._ground = ground
         self._folder = ground.folder / "matrixdc"
 
@@ -44,6 +55,7 @@ class MatrixdcCloud:
     def create(self, order: Order) -> Instance:
         """Make an instance, at once counted against the stock. Display names need not be unique."""
         self._image_folder(order.image)
+        coupon_cny = self._coupon(order.coupon_id)
         now = self._ground.timeline.now()
         name = f"instance-{self._ground.hex(8)}"
         instance = Instance(
@@ -62,8 +74,9 @@ class MatrixdcCloud:
             created_at=now,
         )
         self._take_gpus(instance)
+        self.coupons.update({order.coupon_id: 0.0} if order.coupon_id else {})
         self.instances[name] = instance
-        self._ground.truth.made(_truth(instance, owner=self.namespace))
+        self._ground.truth.made(_truth(instance, owner=self.namespace, coupon_cny=coupon_cny))
         self._ground.stages.after("matrixdc_creating", _target(instance), partial(self._boot, instance))
         if order.prepaid_s:
             instance.stops_at = now + order.prepaid_s
@@ -100,9 +113,22 @@ class MatrixdcCloud:
         """Start a powered-off instance on the same disk, with another password and port."""
         if instance.status != "Shutdown":
             raise Refused(Reason.CONFLICT, f"实例状态为 {instance.status}, 不能开机")
+        if self._is_over(instance):
+            raise Refused(Reason.CONFLICT, "实例已到期, 请先续费")
         self._take_gpus(instance)
         self._reach(instance, "Starting")
         self._ground.stages.after("matrixdc_starting", _target(instance), partial(self._boot, instance))
+
+    def renew(self, instance: Instance, cost_time: str) -> None:
+        """Lengthen what was paid ahead; "+3D" adds three days. The documents say how it is written, not where."""
+        order = instance.order
+        if not cost_time.startswith("+") or instance.stops_at is None:
+            raise Refused(Reason.BAD_REQUEST, f"CostTime 不合法: {cost_time}")
+        count, seconds = periods(order.sku.selling_type, cost_time[1:])
+        instance.order = replace(order, cost_time=cost_time)
+        instance.stops_at += seconds
+        self._ground.truth.machines[instance.name].prepaid_cny += count * order.sku.price_cny
+        self._ground.timeline.at(instance.stops_at, partial(self._expire, instance))
 
     def delete(self, instance: Instance) -> None:
         """Remove an instance and its disks, whatever it is doing. Idempotent until it is gone."""
@@ -116,10 +142,13 @@ class MatrixdcCloud:
             then=lambda: self._ground.stages.after("matrixdc_deleting", _target(instance), gone, since=now),
         )
 
-    def restore(self, instances: dict[str, Instance], images: dict[str, Path], idle: dict[str, int]) -> None:
+    def restore(
+        self, instances: dict[str, Instance], images: dict[str, Path], idle: dict[str, int], coupons: dict[str, float]
+    ) -> None:
         """Be again what a fake was that ended, and go on from there."""
         self.instances, self.images = instances, images
         self.idle.update(idle)
+        self.coupons.update(coupons)
         for instance in list(instances.values()):
             self._resume(instance)
 
@@ -136,6 +165,8 @@ class MatrixdcCloud:
             case "Shutting Down":
                 down = partial(self._stopped, instance, instance.saving)
                 self._after("matrixdc_shutting_down", instance, down, began_at)
+            case "Shutdown":
+                self._count_days_off(instance)
             case "Deleting":
                 self._after("matrixdc_deleting", instance, partial(self._gone, instance), began_at)
         if instance.stops_at is not None:
@@ -237,17 +268,48 @@ class MatrixdcCloud:
         if instance.status == "Shutting Down":
             self._unpower(instance)
             self._reach(instance, "Shutdown")
+            self._count_days_off(instance)
+
+    def _count_days_off(self, instance: Instance) -> None:
+        off_at = self._ground.timeline.now() if instance.updated_at is None else instance.updated_at
+        self._after("matrixdc_wipe", instance, partial(self._wipe, instance, off_at), off_at)
+
+    def _wipe(self, instance: Instance, off_at: float) -> None:
+        """Take the data of an instance that has been off all the time (seen on the console: 15 days)."""
+        if instance.status != "Shutdown" or instance.updated_at != off_at:
+            return
+        if self.guesses.matrixdc_wipe == "instance":
+            self.delete(instance)
+        else:
+            self._ground.weigh(instance.name, self._disk(instance), *self._volumes(instance), remove=True)
+
+    def _volumes(self, instance: Instance) -> list[Path]:
+        return [self._folder / "volumes" / volume.pvc for volume in instance.volumes]
+
+    def _coupon(self, coupon_id: str) -> float:
+        """Return what is left of a coupon; an instance takes all of it and gives the rest back at its end."""
+        if not coupon_id:
+            return 0.0
+        if coupon_id not in self.coupons:
+            raise Refused(Reason.BAD_REQUEST, f"优惠券不存在: {coupon_id}")
+        if self.coupons[coupon_id] <= 0:
+            raise Refused(Reason.BAD_REQUEST, f"优惠券已用完或使用中: {coupon_id}")
+        return self.coupons[coupon_id]
 
     def _gone(self, instance: Instance) -> None:
         self._unpower(instance)
         self._ground.truth.gone(instance.name, self._ground.timeline.now())
         del self.instances[instance.name]
-        volumes = (self._folder / "volumes" / volume.pvc for volume in instance.volumes)
-        self._ground.weigh(instance.name, self._disk(instance), *volumes, remove=True)
+        if instance.order.coupon_id:
+            self.coupons[instance.order.coupon_id] = self._ground.truth.machines[instance.name].settle_coupon()
+        self._ground.weigh(instance.name, self._disk(instance), *self._volumes(instance), remove=True)
 
     def _expire(self, instance: Instance) -> None:
-        if instance.status == "Running":
+        if instance.status == "Running" and self._is_over(instance):
             self.power_off(instance, grace_s=0.0, snapshot=None)
+
+    def _is_over(self, instance: Instance) -> bool:
+        return instance.stops_at is not None and self._ground.timeline.now() >= instance.stops_at
 
     def _unpower(self, instance: Instance) -> None:
         self._ground.truth.powered_off(instance.name, self._ground.timeline.now())
@@ -292,7 +354,7 @@ def _target(instance: Instance) -> Target:
     return Target(provider="matrixdc", id=instance.name, name=instance.order.display_name)
 
 
-def _truth(instance: Instance, *, owner: str) -> MachineTruth:
+def _truth(instance: Instance, *, owner: str, coupon_cny: float) -> MachineTruth:
     order = instance.order
     return MachineTruth(
         provider="matrixdc",
@@ -305,6 +367,7 @@ def _truth(instance: Instance, *, owner: str) -> MachineTruth:
         price_cny_per_h=0.0 if order.prepaid_s else order.sku.price_cny,
         made_at=instance.created_at,
         prepaid_cny=order.prepaid_cny,
+        coupon_cny=coupon_cny,
     )
 
 

@@ -83,7 +83,7 @@ class Keeper:
         yield ("meta", "clock"), json.dumps(clock)
         yield ("meta", "calls"), json.dumps(ground.calls)
         yield ("meta", "autodl"), json.dumps({"serial": autodl.serial, "idle": idle})
-        yield ("meta", "matrixdc"), json.dumps({"idle": matrixdc.idle})
+        yield ("meta", "matrixdc"), json.dumps({"idle": matrixdc.idle, "coupons": matrixdc.coupons})
         for deployment in autodl.deployments.values():
             yield ("deployment", deployment.uuid), _text(_DEPLOYMENT, deployment)
         events = _by_container(autodl.events)
@@ -160,7 +160,8 @@ class Keeper:
         _sweep(folder / "disks", set(instances))
         _sweep(folder / "images", {image.name for image in images.values()})
         _sweep(folder / "volumes", {volume.pvc for each in instances.values() for volume in each.volumes})
-        matrixdc.restore(instances, images, dict(self._store.things("meta"))["matrixdc"]["idle"])
+        saved = dict(self._store.things("meta"))["matrixdc"]
+        matrixdc.restore(instances, images, saved["idle"], saved["coupons"])
 
 
 def _by_container(events: Iterable[Event]) -> dict[str, list[tuple[str, float]]]:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 MANUAL = math.inf
 """The length of a stage that is over when the control room says so, and not before."""
@@ -27,6 +28,7 @@ class Timings:
     matrixdc_shutting_down_s: float = 0.3
     matrixdc_snapshot_s: float = 0.3
     matrixdc_deleting_s: float = 0.3
+    matrixdc_wipe_s: float = 15 * 86400.0
     sshd_s: float = 0.2
     list_lag_s: float = 0.0
 
@@ -38,6 +40,18 @@ class Guesses:
     Attributes:
         job_replaces_stopped: a Job's container that the API stopped before its cmd ended is started anew.
         page_zero_is_first: AutoDL reads page_index 0 as the first page, else as a wrong parameter.
+        unknown_fields: fields and query parameters that the documents do not name are ignored, or refused.
+        unknown_path_status: the HTTP status of a path that an API does not have.
+        wrong_method_status: the HTTP status of a method that a path does not take.
+        autodl_error_status: the HTTP status that business errors come with.
+        autodl_*_code: the business code of each kind of refusal.
+        autodl_enterprise: the account is a verified enterprise; any other is refused everything.
+        autodl_queues_without_stock: a deployment that no free host can carry now waits, else it is refused.
+        autodl_stock_shape: gpu_stock answers a list of one-key objects, as sampled, or one object.
+        autodl_blacklist_shape: the blacklist is a list, as typed, or one object (null for none), as sampled.
+        matrixdc_error_body: the JSON of a refusal: {"message"}, {"code", "msg"}, {"error"}, or a Kubernetes Status.
+        matrixdc_list_limit: the most instances that one list shows, hasNextPage then being true; 0 is no limit.
+        matrixdc_wipe: what is gone after matrixdc_wipe_s of being off: the data, or the instance with it.
         matrixdc_*_status: the HTTP status of each kind of refusal.
         matrixdc_power_on_reply: what power_on answers.
         matrixdc_price_per_cny: what a SKU's `price` counts, for one yuan an hour.
@@ -46,6 +60,22 @@ class Guesses:
 
     job_replaces_stopped: bool = True
     page_zero_is_first: bool = True
+    unknown_fields: Literal["ignore", "refuse"] = "ignore"
+    unknown_path_status: int = 404
+    wrong_method_status: int = 405
+    autodl_error_status: int = 200
+    autodl_unauthorized_code: str = "AuthorizeFailed"
+    autodl_bad_request_code: str = "RequestParameterIsWrong"
+    autodl_not_found_code: str = "RecordNotFoundError"
+    autodl_conflict_code: str = "BadRequest"
+    autodl_no_stock_code: str = "InternalError"
+    autodl_enterprise: bool = True
+    autodl_queues_without_stock: bool = True
+    autodl_stock_shape: Literal["list", "object"] = "list"
+    autodl_blacklist_shape: Literal["list", "object"] = "list"
+    matrixdc_error_body: Literal["message", "code_msg", "error", "kubernetes"] = "message"
+    matrixdc_list_limit: int = 0
+    matrixdc_wipe: Literal["data", "instance"] = "data"
     matrixdc_unauthorized_status: int = 401
     matrixdc_bad_request_status: int = 400
     matrixdc_not_found_status: int = 404

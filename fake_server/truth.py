@@ -59,6 +59,12 @@ class MachineTruth:
         """Return the seconds billed so far."""
         return self.billed_s + (0.0 if self.powered_at is None else max(0.0, now - self.powered_at))
 
+    def settle_coupon(self) -> float:
+        """Keep of the coupon what the machine's use came to; return the rest."""
+        used_cny = min(self.coupon_cny, self.billed_s / 3600 * self.price_cny_per_h)
+        rest_cny, self.coupon_cny = self.coupon_cny - used_cny, used_cny
+        return rest_cny
+
     def as_json(self, now: float) -> dict[str, Any]:
         """Return the row that the control room shows."""
         row = asdict(self)

@@ -7,13 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from functools import partial
-from typing import Any
+from http import HTTPStatus
+from typing import Any, Literal
 
 from flask import Blueprint, Response, copy_current_request_context, current_app, g, request
 
 from fake_server.call_log import ApiCall, without_secrets
 from fake_server.call_machines import machines_of_call
 from fake_server.faults import Faults
+from fake_server.timings import Guesses
 from fake_server.world import World
 
 CHINA = timezone(timedelta(hours=8))
@@ -46,6 +48,18 @@ def json_reply(body: Any, status: int = 200) -> Response:
 def timestamp(at: float) -> str:
     """Return a time as both clouds write it: to the second, in China's time zone."""
     return datetime.fromtimestamp(at, tz=CHINA).isoformat(timespec="seconds")
+
+
+def extra_fields(guesses: Guesses) -> Literal["ignore", "forbid"]:
+    """Return what pydantic is to do with fields that the documents do not name."""
+    return "forbid" if guesses.unknown_fields == "refuse" else "ignore"
+
+
+def wrong_path(guesses: Guesses, status: int) -> Response:
+    """Return the reply to a call that an API does not have; its text is that of the web server both seem to use (G)."""
+    if status == HTTPStatus.NOT_FOUND:
+        return Response("404 page not found", guesses.unknown_path_status, content_type="text/plain")
+    return Response("405 method not allowed", guesses.wrong_method_status, content_type="text/plain")
 
 
 def same_secret(given: str, wanted: str) -> bool:
@@ -95,9 +109,12 @@ def add(blueprint: Blueprint, wire: Wire, name: str, call: str, view: View, *, e
 
     `envelope` is the dialect's body for an error that comes with HTTP 200.
     """
+    method, path = call.split()
 
     def guarded(**values: str) -> Response:
         world = wire.world()
+        if request.method != method:  # HEAD, which comes with every GET
+            return wrong_path(world.ground.guesses, HTTPStatus.METHOD_NOT_ALLOWED)
         with world.ground.lock:
             world.ground.calls[name] += 1
         request.get_data(cache=True)
@@ -122,5 +139,5 @@ def add(blueprint: Blueprint, wire: Wire, name: str, call: str, view: View, *, e
         return outcome.response
 
     wire.faults.register(name)
-    method, path = call.split()
-    blueprint.add_url_rule(path, endpoint=name.replace(".", "_"), view_func=guarded, methods=[method])
+    rule: dict[str, Any] = {"view_func": guarded, "methods": [method], "provide_automatic_options": False}
+    blueprint.add_url_rule(path, endpoint=name.replace(".", "_"), **rule)
