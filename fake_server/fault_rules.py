@@ -49,7 +49,7 @@ def _connection(meaning: str, *, count: int | None = 1) -> Kind:
 KINDS: Mapping[str, Kind] = {
     "timeout": _call("does nothing, holds the reply for `seconds`, then closes the connection", seconds=1.0),
     "reset": _call("does nothing and resets the connection (RST)"),
-    "error_500": _call("does nothing and replies HTTP 500 in plain text"),
+    "error_500": _call("does nothing and replies HTTP 500, or another `status` of 5xx, in plain text"),
     "rate_limit_429": _call("does nothing and replies HTTP 429 with Retry-After"),
     "broken_json": _call("acts, and cuts the reply's JSON in half"),
     "lost_reply": _call("acts, and resets the connection in place of the reply"),
@@ -114,6 +114,7 @@ class FaultRule(BaseModel):
     seed: int | None = None
     seconds: Annotated[float, Field(ge=0, le=30 * _DAY_S)] = 0.0
     retry_after: Annotated[int, Field(ge=0)] = 1
+    status: Annotated[int, Field(ge=500, le=599)] = 500
     bytes: Annotated[int, Field(ge=0)] = 0
     bytes_per_s: Annotated[int, Field(ge=1)] | None = None
     latency_s: Annotated[float, Field(ge=0, le=60)] = 0.0

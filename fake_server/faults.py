@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from flask import Response
+from werkzeug.http import HTTP_STATUS_CODES
 
 from fake_server.distortion import Distortion, distorted
 from fake_server.fault_rules import KINDS, FaultRule, Rules
@@ -52,8 +53,9 @@ def _reset(_call: Call) -> Outcome:
     return Outcome(Response(), "reset")
 
 
-def _error_500(_call: Call) -> Outcome:
-    return Outcome(Response("Internal Server Error", status=500, content_type="text/plain"))
+def _error_500(call: Call) -> Outcome:
+    status = call.rule.status
+    return Outcome(Response(HTTP_STATUS_CODES.get(status, "Error"), status=status, content_type="text/plain"))
 
 
 def _rate_limit(call: Call) -> Outcome:

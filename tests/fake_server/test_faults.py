@@ -84,6 +84,12 @@ def test_error_500_does_nothing(wires: Wires) -> None:
     assert wires.boxes() == []
 
 
+def test_any_status_of_5xx_can_be_asked_for(wires: Wires) -> None:
+    arm(wires, "autodl.list_deployments", "error_500", status=503)
+    reply = list_once(wires)
+    assert (reply.status_code, reply.text) == (503, "Service Unavailable")
+
+
 def test_rate_limit_says_when_to_come_back(wires: Wires) -> None:
     arm(wires, "autodl.list_deployments", "rate_limit_429", retry_after=7)
     reply = list_once(wires)

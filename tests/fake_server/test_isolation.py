@@ -1,10 +1,14 @@
 """Many machines, many clients, many fakes: nobody gets somebody else's answer."""
 
+import os
 import re
+import shlex
+import sys
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 import paramiko
 import pytest
@@ -12,6 +16,8 @@ import requests
 
 from fake_server.server import FakeServer
 from tests.fake_server.doubles import QuietContainers
+from tests.fake_server.machines.clients import host_commands_with
+from tests.fake_server.test_machines_live import ssh
 from tests.fake_server.wires import INSTANCES, Wires, eventually, job
 
 CLIENTS, MACHINES = 50, 200
@@ -130,6 +136,36 @@ def test_machines_with_real_ssh_side_by_side_answer_with_their_own_name(real: Wi
     with ThreadPoolExecutor(6) as pool:
         for name, said in pool.map(one, range(12)):
             assert re.fullmatch(rf"{name}\n[1-9]\n", said), said  # its own file, a handful of processes
+
+
+def test_a_machine_can_neither_look_out_nor_reach_out_nor_outlive_its_release(real: Wires, tmp_path: Path) -> None:
+    if real.control("GET", "state")["isolation"] == "none":
+        pytest.skip("NEITHER unshare NOR bubblewrap WORKS HERE: machines are not shut in, nothing was tested")
+    secret, marker = tmp_path / "secret", f"outlive-{os.getpid()}"
+    secret.write_text("of the host")
+    name = real.rent()
+    ssh_server = real.boxed(name, "Running")["servers"]["SSH"]
+    with ssh(ssh_server["sshAddr"], ssh_server["sshPassword"]) as client:
+        tries = {
+            "reads a file of the host": f"cat {secret}",
+            "reads the host's home": f"ls /root | grep -x {Path.home().name or 'x'} || ls {Path(__file__).parent}",
+            "reads the fake's own state": f"ls {real.fake.world.ground.folder}",
+            "writes into the system": "touch /usr/bin/mine",
+            "writes to the host's kernel": "echo 1 > /proc/sys/kernel/panic",
+            "sees the fake's process": f"grep -q {Path(sys.executable).name} /proc/{os.getpid()}/cmdline",
+            "signals the fake's process": f"kill -0 {os.getpid()}",
+            "mounts the host's disk": "mkdir -p /mnt/host && mount /dev/vda /mnt/host",
+            "gets out by chroot": "mknod /root/disk b 254 0",
+        }
+        codes = {what: client.exec_command(command, timeout=30)[1] for what, command in tries.items()}
+        got_away = [what for what, stdout in codes.items() if stdout.channel.recv_exit_status() == 0]
+        assert got_away == []
+        wish = f"trap '' TERM HUP; while :; do sleep 1; done # {marker}"
+        client.exec_command(f"setsid nohup bash -c {shlex.quote(wish)} > /dev/null 2>&1 < /dev/null &", timeout=30)
+        eventually(lambda: host_commands_with(marker))
+    real.matrixdc("DELETE", f"{INSTANCES}?name={name}")
+    eventually(lambda: name not in real.boxes())
+    assert host_commands_with(marker) == []
 
 
 @pytest.mark.parametrize("path", ["/_fake/state", "/mdc/api/v1/regions", "/api/v1/dev/deployment/list"])
