@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
-from fake_server.faults import FaultRule
+from fake_server.faults import KINDS, FaultRule
 from fake_server.rows import CallRow, Ledger, State
 from fake_server.server import FakeServer
 
@@ -119,16 +119,29 @@ class FakeCloud:
             raise ValueError("a speed is 0 or more")
         self.server.world.ground.timeline.set_speed(speed)
 
-    def fault(self, kind: str, endpoint: str = "*", **details: Any) -> int:
+    def set_timings(self, **seconds: float | str) -> dict[str, Any]:
+        """Change how long stages take, by their names in Timings: seconds, 0 for at once, or "manual"; return all."""
+        return self.server.world.set_timings(seconds)
+
+    def let_go(self, machine: str = "*", stage: str = "*") -> list[dict[str, str]]:
+        """Let machines that wait in a manual stage (or are stuck in one) go on; return which did. Names or patterns."""
+        ground = self.server.world.ground
+        with ground.lock:
+            return ground.stages.advance(machine, stage)
+
+    def fault(self, kind: str, endpoint: str | None = None, **details: Any) -> int:
         """Arm a fault and return its id; ValueError, in words, for one that cannot work.
 
         Args:
             kind: one of those that `GET /_fake/faults` explains, such as "lost_reply".
-            endpoint: a published name or a pattern: "autodl.create_deployment", "matrixdc.*".
-            details: what else a rule may say: after, count, seconds, retry_after and so on.
+            endpoint: for faults of calls: a published name or a pattern, "autodl.create_deployment", "matrixdc.*"; by
+                default all calls, or those that this kind is about.
+            details: what else a rule may say: machine, after, count, seconds, probability, seed and so on.
         """
-        rule = FaultRule.model_validate({"kind": kind, "endpoint": endpoint, **details})
-        return self.server.faults.add(rule)
+        if endpoint is None and kind in KINDS and KINDS[kind].layer == "call":
+            endpoint = KINDS[kind].endpoint or "*"
+        where = {} if endpoint is None else {"endpoint": endpoint}
+        return self.server.faults.add(FaultRule.model_validate({"kind": kind, **where, **details}))
 
     def clear_faults(self, fault_id: int | None = None) -> None:
         """Disarm one fault, or all."""

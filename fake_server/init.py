@@ -309,7 +309,7 @@ def run(request: Any, streams: list[int], *, terminal: bool) -> None:
             fcntl.ioctl(streams[0], termios.TIOCSCTTY, 0)
         for number, fd in enumerate(streams):
             os.dup2(fd, number, inheritable=True)
-        for sign in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD):
+        for sign in (signal.SIGINT, signal.SIGPIPE, signal.SIGCHLD):  # a full disk is an error (SIGXFSZ stays ignored)
             signal.signal(sign, signal.SIG_DFL)
         os.chdir(request["cwd"])
         name = {"SSH_TTY": os.ttyname(0)} if terminal else {}

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import requests
 
-from fake_server.faults import FaultRule
+from fake_server.cloud import FakeCloud
+from fake_server.faults import KINDS, FaultRule
 from fake_server.server import FakeServer
 from fake_server.timings import Timings
 from tests.fake_server.doubles import QuietContainers
@@ -273,3 +274,23 @@ def test_faults_are_armed_from_python_too(quiet: FakeServer, wires: Wires) -> No
         FaultRule.model_validate({"kind": "ssh_cut", "endpoint": "autodl.*"})
     with pytest.raises(ValueError, match="needs bytes_per_s or latency_s"):
         quiet.faults.arm("ssh_slow")
+
+
+def test_every_kind_of_fault_can_be_armed_by_its_name_alone_from_python() -> None:
+    with FakeCloud(speed=0, containers=QuietContainers) as cloud:
+        for kind in KINDS:
+            cloud.fault(kind, **({"latency_s": 1.0} if kind == "ssh_slow" else {}))
+        rules = cloud.server.faults.as_json()["rules"]
+    assert [rule["kind"] for rule in rules] == list(KINDS)
+    assert {rule["kind"]: rule["endpoint"] for rule in rules}["release_fails"] != "*"
+    assert {rule["endpoint"] for rule in rules if KINDS[rule["kind"]].layer != "call"} == {""}
+
+
+def test_stages_are_timed_and_told_to_go_on_from_python() -> None:
+    with FakeCloud(containers=QuietContainers) as cloud:
+        assert cloud.set_timings(matrixdc_creating_s="manual", matrixdc_deleting_s=0)["matrixdc_deleting_s"] == 0
+        wires = Wires(cloud.server)
+        with wires.session:
+            name = wires.rent()
+            assert [each["id"] for each in cloud.let_go("box", "*creating")] == [name]
+            wires.boxed(name, "Running")

@@ -19,7 +19,8 @@ def test_a_machine_cannot_keep_more_than_its_quota_and_recovers_by_removing_some
     done = machine.run(slowly)
     assert done.code != 0
     assert 40 * MB < size_of(machine, "/root/big") < 300 * MB
-    assert machine.run("echo more > /root/more").code != 0
+    refused = machine.run("echo more > /root/more")
+    assert (refused.code, b"File too large" in refused.err) == (1, True)  # an error, which a program can handle
     assert machine.run("echo more | cat > /dev/null; rm /root/big").code == 0
     until(lambda: machine.run("echo more > /root/more").code == 0)
     assert machine.text("cat /root/more") == "more\n"
