@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fake_server.guess_option import GuessOption
 from fake_server.server import FakeServer
+from fake_server.store import StateError
 from fake_server.timings import Timings
 
 
@@ -34,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             record=asked.record,
             guesses=asked.guess,
         ).start()
+    except StateError as error:
+        sys.stderr.write(f"fake_server: {error}\n")
+        return 2
     except (OSError, ValueError) as error:
         sys.stderr.write(f"fake_server: cannot listen on {asked.host}:{asked.port}: {error}\n")
         return 2

@@ -3,10 +3,12 @@
 import json
 import shutil
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, fields
+from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -20,6 +22,8 @@ from fake_server.truth import Command, MachineTruth
 if TYPE_CHECKING:
     from fake_server.world import World
 
+_Thing = TypeVar("_Thing")
+
 
 class Keeper:
     """Writes a world down and reads it back. Called with the world's lock held."""
@@ -28,7 +32,7 @@ class Keeper:
         self._store = store
         self._commands_saved: dict[str, int] = {}
         self._calls_saved = 0
-        self._over: dict[Key, str] = {}  # machines of which nothing more will be heard
+        self._texts: dict[Key, tuple[Any, str]] = {}  # by the values that the text was made of
         clock = dict(store.things("meta")).get("clock")
         self.empty = clock is None
         self.lives = 1 if clock is None else clock["lives"] + 1
@@ -50,13 +54,16 @@ class Keeper:
         truth = world.ground.truth.machines
         log = world.ground.call_log
         calls = list(log.calls)[-(log.total - self._calls_saved) :] if log.total > self._calls_saved else []
+        things = dict(self._things(world))
         self._store.save(
-            dict(self._things(world)),
+            things,
             commands=list(self._new_commands(truth.values())),
             calls=[json.dumps(asdict(call), ensure_ascii=False) for call in calls],
         )
         self._calls_saved = log.total
         self._commands_saved.update((machine.id, len(machine.commands)) for machine in truth.values())
+        if len(self._texts) > len(things):
+            self._texts = {key: text for key, text in self._texts.items() if key in things}
 
     def load(self, world: "World") -> None:
         """Let an empty world be what was saved, and go on."""
@@ -85,36 +92,29 @@ class Keeper:
         yield ("meta", "autodl"), json.dumps({"serial": autodl.serial, "idle": idle})
         yield ("meta", "matrixdc"), json.dumps({"idle": matrixdc.idle, "coupons": matrixdc.coupons})
         for deployment in autodl.deployments.values():
-            yield ("deployment", deployment.uuid), _text(_DEPLOYMENT, deployment)
-        events = _by_container(autodl.events)
+            yield self._text(("deployment", deployment.uuid), deployment, _deployment_text)
+        container_text = _ContainerText(autodl.events)
         for container in autodl.containers.values():
-            row = _row(_CONTAINER, container, exclude={"deployment", "host"})
-            row |= {"deployment": container.deployment.uuid, "host": container.host.machine_id}
-            yield (
-                ("container", container.uuid),
-                json.dumps({"container": row, "events": events.get(container.uuid, [])}),
-            )
+            yield self._text(("container", container.uuid), container, container_text)
         for ban in bans:
             yield ("ban", ban.host.machine_id), json.dumps(_row(_BAN, ban, exclude={"host"}))
         for cached in cache:
             row = _row(_CACHED, cached, exclude={"host"}) | {"host": cached.host.machine_id}
             yield ("cached", cached.container_uuid), json.dumps(row)
         for instance in matrixdc.instances.values():
-            yield ("instance", instance.name), _text(_INSTANCE, instance)
+            yield self._text(("instance", instance.name), instance, _instance_text)
         for image, folder in matrixdc.images.items():
             yield ("image", image), json.dumps(folder.name)
-        yield from self._machines(ground.truth.machines.values())
+        for machine in ground.truth.machines.values():
+            yield self._text(("machine", machine.id), machine, _machine_text)
 
-    def _machines(self, machines: Iterable[MachineTruth]) -> Iterator[tuple[Key, str]]:
-        for machine in machines:
-            key = ("machine", machine.id)
-            if key not in self._over:
-                text = json.dumps(_row(_MACHINE, machine, exclude={"commands"}))
-                if machine.gone_at is not None and machine.disk_change is not None:
-                    self._over[key] = text
-                yield key, text
-            else:
-                yield key, self._over[key]
+    def _text(self, key: Key, value: _Thing, encode: Callable[[_Thing], str]) -> tuple[Key, str]:
+        """Return key and text of a thing, made anew only if one of its fields is not what it was."""
+        values = _FIELDS[type(value)](value)
+        seen = self._texts.get(key)
+        if seen is None or seen[0] != values:
+            seen = self._texts[key] = values, encode(value)
+        return key, seen[1]
 
     def _new_commands(self, machines: Iterable[MachineTruth]) -> Iterator[tuple[str, str]]:
         for machine in machines:
@@ -164,13 +164,6 @@ class Keeper:
         matrixdc.restore(instances, images, saved["idle"], saved["coupons"])
 
 
-def _by_container(events: Iterable[Event]) -> dict[str, list[tuple[str, float]]]:
-    found: dict[str, list[tuple[str, float]]] = {}
-    for event in events:
-        found.setdefault(event.container_uuid, []).append((event.status, event.at))
-    return found
-
-
 def _sweep(folder: Path, known: set[str]) -> None:
     """Remove what a killed fake was about to remove, or had half copied."""
     for path in folder.iterdir() if folder.is_dir() else ():
@@ -183,8 +176,40 @@ def _row(adapter: TypeAdapter[Any], value: object, *, exclude: set[str]) -> dict
     return row
 
 
-def _text(adapter: TypeAdapter[Any], value: object) -> str:
-    return adapter.dump_json(value).decode()
+class _ContainerText:
+    """Encodes containers with their events, which change only when a container's status does."""
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        self._all = events
+
+    def __call__(self, container: Container) -> str:
+        row = _row(_CONTAINER, container, exclude={"deployment", "host"})
+        row |= {"deployment": container.deployment.uuid, "host": container.host.machine_id}
+        return json.dumps({"container": row, "events": self._events.get(container.uuid, [])})
+
+    @cached_property
+    def _events(self) -> dict[str, list[tuple[str, float]]]:
+        found: dict[str, list[tuple[str, float]]] = {}
+        for event in self._all:
+            found.setdefault(event.container_uuid, []).append((event.status, event.at))
+        return found
+
+
+def _deployment_text(deployment: Deployment) -> str:
+    return _DEPLOYMENT.dump_json(deployment).decode()
+
+
+def _instance_text(instance: Instance) -> str:
+    return _INSTANCE.dump_json(instance).decode()
+
+
+def _machine_text(machine: MachineTruth) -> str:
+    return json.dumps(_row(_MACHINE, machine, exclude={"commands"}))
+
+
+def _fields_of(kind: type[Any], *, but: str = "") -> Callable[[Any], tuple[Any, ...]]:
+    """Return what reads all fields of a dataclass; each of their values is immutable, or written elsewhere."""
+    return attrgetter(*(each.name for each in fields(kind) if each.name != but))
 
 
 _DEPLOYMENT = TypeAdapter(Deployment)
@@ -193,3 +218,9 @@ _BAN = TypeAdapter(Ban)
 _CACHED = TypeAdapter(CachedDisk)
 _INSTANCE = TypeAdapter(Instance)
 _MACHINE = TypeAdapter(MachineTruth)
+_FIELDS: dict[type[Any], Callable[[Any], tuple[Any, ...]]] = {
+    Deployment: _fields_of(Deployment),
+    Container: _fields_of(Container, but="deployment"),
+    Instance: _fields_of(Instance),
+    MachineTruth: _fields_of(MachineTruth, but="commands"),
+}

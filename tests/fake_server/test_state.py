@@ -6,12 +6,14 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import paramiko
 import pytest
+import requests
 
 from fake_server.containers import Containers
 from fake_server.server import FakeServer
@@ -363,3 +365,39 @@ def test_a_used_port_of_a_machine_is_replaced(tmp_path: Path) -> None:
         assert after.boxed(name, "Running")["servers"]["SSH"]["sshAddr"] != address
         with box_shell(after, name) as client:
             assert says(client, "hostname")
+
+
+def _rent_until_it_dies(port: int, answered: list[str]) -> None:
+    """Make deployments one after the other, noting each as soon as it is answered."""
+    wires = Wires(Address(port))  # type: ignore[arg-type]
+    with wires.session, suppress(requests.RequestException):
+        while True:
+            answered.append(wires.deploy(job(name=f"job-{len(answered)}")))
+
+
+def test_under_load_a_kill_loses_nothing_that_was_answered(tmp_path: Path) -> None:
+    port, answered = free_port(), list[str]()
+    process = Process(tmp_path, port)
+    with ThreadPoolExecutor(6) as clients:
+        runs = [clients.submit(_rent_until_it_dies, port, answered) for _ in range(6)]
+        eventually(lambda: len(answered) > 100)
+        process.kill()
+    assert [run.exception() for run in runs] == [None] * 6
+    process = Process(tmp_path, port)
+    try:
+        wires = Wires(Address(port))  # type: ignore[arg-type]
+        with wires.session:
+            found = {each["uuid"] for each in wires.deployments(page_size=1000)}
+            assert set(answered) <= found
+            assert len(found) <= len(answered) + 6, "only calls that were never answered may be there too"
+    finally:
+        process.kill()
+
+
+def test_a_folder_in_use_is_said_on_the_command_line(tmp_path: Path) -> None:
+    lock = FolderLock(tmp_path)
+    command = [sys.executable, "-m", "fake_server", "--port", "0", "--state", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    lock.release()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("fake_server: another fake uses the state folder")
