@@ -75,6 +75,7 @@ def document(guesses: Guesses, *, url: str = "/") -> dict[str, Any]:
     """Return the OpenAPI document of a fake with these guesses."""
     schemas, definitions = models_json_schema(list(_models()), ref_template=_REFS)
     references: dict[Any, Any] = {model: schema for (model, _), schema in schemas.items()}
+    references.update(_guessed(references, guesses))
     paths: dict[str, dict[str, Any]] = {}
     for call in CALLS:
         paths.setdefault(call.path, {})[call.method.lower()] = _operation(call, references, guesses)
@@ -95,12 +96,23 @@ def document(guesses: Guesses, *, url: str = "/") -> dict[str, Any]:
 
 
 def _models() -> Iterator[tuple[_Model, Any]]:
-    yield autodl.Envelope, "serialization"
+    for model in (autodl.Envelope, autodl.Idle, autodl.BanShown):
+        yield model, "serialization"
     yield matrixdc.Refusal, "serialization"
     for call in CALLS:
         yield call.reply, "serialization"
         if call.body is not None:
             yield call.body, "validation"
+
+
+def _guessed(references: Mapping[Any, Any], guesses: Guesses) -> Iterator[tuple[_Model, Any]]:
+    """Give the replies whose shape is a setting, where it is not the usual one."""
+    if guesses.autodl_stock_shape == "object":
+        yield autodl.Stock, {"type": "object", "additionalProperties": references[autodl.Idle]}
+    if guesses.autodl_blacklist_shape == "object":
+        yield autodl.Bans, {"anyOf": [references[autodl.BanShown], {"type": "null"}]}
+    if guesses.matrixdc_error_body != "message":
+        yield matrixdc.Refusal, {"type": "object"}
 
 
 def _operation(call: Call, references: Mapping[Any, Any], guesses: Guesses) -> dict[str, Any]:
@@ -134,6 +146,8 @@ def _responses(call: Call, references: Mapping[Any, Any], guesses: Guesses) -> d
     refusal = references[matrixdc.Refusal]
     told, texts = {403: refusal}, {403: "the Host header names no loopback"}
     if call.provider == "autodl":
+        told[guesses.autodl_error_status] = references[autodl.Envelope]
+        texts[guesses.autodl_error_status] = "refused"
         told[200] = _enveloped(references[call.reply], references[autodl.Envelope])
         texts[200] = "done if code is Success, else refused"
     else:

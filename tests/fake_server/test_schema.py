@@ -96,10 +96,34 @@ def test_every_call_is_published_and_nothing_else(wires: Wires) -> None:
     assert published == json.loads(json.dumps(document(Guesses())))
 
 
-def test_the_published_statuses_are_those_of_the_settings() -> None:
-    told = document(Guesses(matrixdc_not_found_status=410))["paths"]["/mdc/api/v1/regions"]["get"]["responses"]
+OTHER_GUESSES = Guesses(
+    matrixdc_not_found_status=410,
+    matrixdc_error_body="kubernetes",
+    autodl_error_status=422,
+    autodl_stock_shape="object",
+    autodl_blacklist_shape="object",
+)
+
+
+def test_what_is_published_follows_the_settings() -> None:
+    told = document(OTHER_GUESSES)["paths"]["/mdc/api/v1/regions"]["get"]["responses"]
     assert "410" in told
     assert "404" not in told
+    schema = schemathesis.openapi.from_dict(document(OTHER_GUESSES))
+    with FakeServer(seed=1, containers=QuietContainers, guesses=OTHER_GUESSES) as fake:
+        world = World(fake)
+        with world.wires.session:
+            uuid = world.wires.deploy(job())
+            container = world.wires.running(uuid)[0]["uuid"]
+            ban = {"deployment_container_uuid": container, "expire_in_minutes": 5}
+            bodies: dict[str, Any] = {"autodl.gpu_stock": {"region_sign": "westDC2"}, "autodl.add_blacklist": ban}
+            missing = {"deployment_uuid": "x", "operate": "stop"}
+            bodies.update({"autodl.list_blacklist": None, "autodl.operate_deployment": missing})
+            for name, body in bodies.items():
+                operation = schema.find_operation_by_id(name)
+                case = operation.Case(body=body) if body else operation.Case()
+                reply = case.call(base_url=fake.url, session=world.wires.session, headers=world.headers(case.path))
+                case.validate_response(reply, checks=[CHECKS.get_one(check) for check in CHECKED["lawful"]])
 
 
 @pytest.mark.timeout(1800)
