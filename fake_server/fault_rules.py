@@ -206,6 +206,9 @@ class _Armed:
         self.fired += 1
         return True
 
+    def due(self, now: float) -> bool:
+        return self.rule.kind != "token_expired" or now >= self.armed_at + self.rule.seconds
+
     def strike(self, key: str) -> Strike | None:
         """Decide once for each key, and stay with it."""
         if key not in self.decided:
@@ -218,7 +221,10 @@ class _Armed:
 
 
 class Rules:
-    """The rules in force. Thread-safe; whoever wants to know of a change watches."""
+    """The rules in force. Thread-safe; whoever wants to know of a change watches.
+
+    Its lock comes after the world's: nothing is asked of the world while it is held.
+    """
 
     def __init__(self, *, now: Callable[[], float] = time.time, seed: int | None = None) -> None:
         self._lock = threading.RLock()
@@ -248,11 +254,12 @@ class Rules:
         """Arm a rule and return its id; ValueError if it can match no endpoint."""
         if rule.layer == "call" and not any(rule.covers(name) for name in self._endpoints):
             raise ValueError(f"no endpoint is named {rule.endpoint}; GET /_fake/faults lists them")
+        now = self._now()  # it takes the world's lock, which must not be waited for while this one is held
         with self._lock:
             number = next(self._ids)
             lot = rule.seed if rule.seed is not None else self._seed
             dice = random.Random(None if lot is None else f"{lot}:{number if rule.seed is None else 0}")  # noqa: S311
-            self._armed.append(_Armed(number, rule, dice, self._now()))
+            self._armed.append(_Armed(number, rule, dice, now))
         self._tell()
         return number
 
@@ -276,10 +283,11 @@ class Rules:
         if not calls:
             return None
         about = names() if any(each.rule.machine != "*" for each in calls) else ()
+        now = self._now()
         with self._lock:
             for armed in calls:
                 named = armed.rule.machine == "*" or any(fnmatchcase(name, armed.rule.machine) for name in about)
-                if named and self._due(armed) and armed.fires():
+                if named and armed.due(now) and armed.fires():
                     return armed.rule, armed.dice
         return None
 
@@ -310,9 +318,6 @@ class Rules:
 
     def _about(self, kind: str, target: Target) -> list[_Armed]:
         return [each for each in self._armed if each.rule.kind == kind and each.concerns(target)]
-
-    def _due(self, armed: _Armed) -> bool:
-        return armed.rule.kind != "token_expired" or self._now() >= armed.armed_at + armed.rule.seconds
 
     def _tell(self) -> None:
         with self._lock:

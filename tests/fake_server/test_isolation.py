@@ -179,3 +179,35 @@ def test_no_other_web_page_may_read_an_answer(wires: Wires, path: str) -> None:
 
 def test_the_state_says_whether_machines_are_shut_in(wires: Wires) -> None:
     assert (wires.control("GET", "state")["isolation"], wires.control("GET", "state")["safe"]) == ("unshare", True)
+
+
+def test_rules_come_and_go_while_machines_do_and_nothing_waits_for_ever() -> None:
+    """The locks of the world and of the rules are taken in one order, whoever takes them."""
+    with FakeServer(speed=1000, containers=QuietContainers) as fake:
+        ended = threading.Event()
+
+        def rules() -> None:
+            while not ended.is_set():
+                for kind in ("dies_mid_run", "stuck_in_creating", "token_expired", "never_scheduled"):
+                    rule = fake.faults.arm(kind, machine="nobody")
+                    fake.faults.remove(rule)
+
+        def machines(number: int) -> None:
+            wires = Wires(fake)
+            with wires.session:
+                for _ in range(8):
+                    name, uuid = wires.rent(), wires.deploy(job(name=f"job-{number}"))
+                    wires.boxed(name, "Running")
+                    wires.matrixdc("DELETE", f"{INSTANCES}?name={name}")
+                    wires.data("DELETE", "/deployment", {"deployment_uuid": uuid})
+
+        with ThreadPoolExecutor(8) as pool:
+            arming = [pool.submit(rules) for _ in range(2)]
+            renting = [pool.submit(machines, number) for number in range(6)]
+            try:
+                for done in renting:
+                    done.result(60)
+            finally:
+                ended.set()
+            for done in arming:
+                done.result(10)
