@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 import secrets
 import shutil
 import stat
@@ -10,8 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from gpujobs.clock import StopToken
-from gpujobs.errors import BadInput, Missing, RemoteFailure, TransferFailed, UnsafeArchive
+from gpujobs.errors import BadInput, TransferFailed, UnsafeArchive
 from gpujobs.shell import Shell, quote_path, readable
+from gpujobs.transfer_check import HASH, Hashes, Look, compare, hashes_meanwhile, look
 from gpujobs.transfer_pack import survey, tar_stream
 from gpujobs.transfer_place import fresh_folder, swap, tidy
 from gpujobs.transfer_unpack import Limits, Unpacker
@@ -21,14 +21,8 @@ __all__ = ["Limits", "Progress", "pull", "push_file", "push_folder"]
 Progress = Callable[[int, int | None], object]  # bytes done, bytes in all (None: not known)
 
 READ_BYTES = 256 * 1024
-MAX_LINE_BYTES = 16 * 1024
 TAR_SAW_A_CHANGE = 1  # GNU tar's exit code for "file changed as we read it"
 
-_HASH_LINE = re.compile(rb"(\\?)([0-9a-f]{64}) [ *](.+)", re.DOTALL)
-_LIST_LINE = re.compile(rb"-\S+ +\S+ +\S+ +\S+ +([0-9]{1,18}) .*", re.DOTALL)  # POSIX: ls -l, of a regular file
-
-# `find -L` follows links, since what points at a result is asked for too; sockets, pipes and dead links stay behind.
-_FILES = "find -L . -type f -print0 2>/dev/null | xargs -0 -r"
 _PACK = r"""if tar --version 2>/dev/null | grep -q 'GNU tar'; then
   find -L . \( -type f -o -type d \) -print0 2>/dev/null |
     tar --format=gnu --hard-dereference --no-recursion --null -chf - -T -
@@ -89,12 +83,12 @@ def push_file(
         source = _counted(_hashed(_pieces(local), hasher), progress, size)
         command = (
             f"! [ -d {target} ] || {{ echo 'it is a folder' >&2; exit 1; }}; umask 077; "
-            f'mkdir -p "$(dirname -- {target})" && tee {temporary} | sha256sum && wc -c <{temporary}'
+            f'mkdir -p "$(dirname -- {target})" && tee {temporary} | {HASH} && wc -c <{temporary}'
         )
         sent = shell.stream_in(command, source, stop=stop).require(f"writing {remote}")
     except OSError as error:
         raise BadInput(f"{local} cannot be sent: {error.strerror}") from error
-    if sent.stdout.split() != [hasher.hexdigest().encode(), b"-", b"%d" % size]:
+    if sent.stdout.split()[::2] != [hasher.hexdigest().encode(), b"%d" % size]:  # tee's own failure shows in the size
         shell.run(f"rm -f {temporary}")
         raise TransferFailed(f"{local} did not arrive whole as {remote}: {readable(sent.stderr) or 'send it again'}")
     shell.check(f"chmod {mode:o} {temporary} && mv -f {temporary} {target}", what=f"putting {remote} in place")
@@ -124,67 +118,57 @@ def pull(
     limits = limits or Limits()
     local.parent.mkdir(parents=True, exist_ok=True)
     tidy(local)
-    kind, files, total = _measure(shell, remote, limits)
-    if files > limits.max_files or total > limits.max_bytes:
-        raise TransferFailed(
-            f"{remote} holds {total} bytes in {files} files, over the limit of {limits.max_bytes} bytes or "
-            f"{limits.max_files} files; raise the limit or ask for less"
-        )
-    if total > (free := shutil.disk_usage(local.parent).free):
-        raise TransferFailed(f"{remote} holds {total} bytes, and {local.parent} has room for {free}")
+    seen = look(shell, remote, limits)
+    _check_room(seen, remote, local, limits)
     place = fresh_folder(local)
     try:
-        fetch = _pull_folder if kind == "folder" else _pull_file
-        fetched = fetch(shell, remote, place / "new", limits=limits, progress=_steps(progress, total), stop=stop)
-        swap(fetched, local)
+        new, step = place / "new", _steps(progress, seen.total_bytes)
+        with hashes_meanwhile(shell, remote, seen.kind, limits) as hashes:
+            fetch = _fetch_folder if seen.kind == "folder" else _fetch_file
+            came = fetch(shell, remote, new, limits=limits, step=step, stop=stop)
+            compare(remote, hashes(stop), came)
+        if look(shell, remote, limits) != seen:  # else hash and stream could both hold half of a change
+            raise TransferFailed(f"{remote}: files are not as the machine hashed them any more; pull again")
+        swap(new, local)
     except OSError as error:
         raise TransferFailed(f"{remote} could not be written as {local}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _measure(shell: Shell, remote: str, limits: Limits) -> tuple[str, int, int]:
-    path = quote_path(remote)
-    command = (
-        f"if [ -d {path} ]; then echo folder; cd {path} && {_FILES} ls -lnL; "
-        f"elif [ -f {path} ]; then echo file; ls -lnL {path}; else echo missing; fi"
-    )
-    lines = _Lines(limits)
-    shell.stream_out(command, lines.feed).require(f"looking at {remote}")
-    kind = lines.all[0].decode("ascii", "replace") if lines.all else ""
-    if kind not in {"folder", "file"}:
-        raise Missing(f"{remote} does not exist on the machine")
-    sizes = [int(match[1]) for line in lines.all[1:] if (match := _LIST_LINE.fullmatch(line))]
-    return kind, len(sizes), sum(sizes)
+def _check_room(seen: Look, remote: str, local: Path, limits: Limits) -> None:
+    if seen.files > limits.max_files or seen.total_bytes > limits.max_bytes:
+        raise TransferFailed(
+            f"{remote} holds {seen.total_bytes} bytes in {seen.files} files, over the limit of {limits.max_bytes} "
+            f"bytes or {limits.max_files} files; raise the limit or ask for less"
+        )
+    if seen.total_bytes > (free := shutil.disk_usage(local.parent).free):
+        raise TransferFailed(f"{remote} holds {seen.total_bytes} bytes, and {local.parent} has room for {free}")
 
 
-def _pull_folder(
-    shell: Shell, remote: str, place: Path, *, limits: Limits, progress: Callable[[int], None], stop: StopToken | None
-) -> Path:
-    wanted = _manifest(shell, f"cd {quote_path(remote)} && {_FILES} sha256sum", remote, limits)
+def _fetch_folder(
+    shell: Shell, remote: str, place: Path, *, limits: Limits, step: Callable[[int], None], stop: StopToken | None
+) -> Hashes:
     place.mkdir(mode=0o700)
     unpacker = Unpacker(place, limits)
 
     def take(data: bytes) -> None:
         unpacker.feed(data)
-        progress(len(data))
+        step(len(data))
 
     try:
-        command = f"cd {quote_path(remote)} && {_PACK}"
-        packed = shell.stream_out(command, take, stop=stop)
+        packed = shell.stream_out(f"cd {quote_path(remote)} && {_PACK}", take, stop=stop)
         if packed.code != TAR_SAW_A_CHANGE:  # then the hashes decide whether it matters
             packed.require(f"packing {remote}")
         unpacker.finish()
     finally:
         unpacker.close()
-    _compare(remote, wanted, unpacker.hashes)
-    return place
+    return unpacker.hashes
 
 
-def _pull_file(
-    shell: Shell, remote: str, place: Path, *, limits: Limits, progress: Callable[[int], None], stop: StopToken | None
-) -> Path:
-    wanted = _manifest(shell, f"sha256sum <{quote_path(remote)}", remote, limits)
+def _fetch_file(
+    shell: Shell, remote: str, place: Path, *, limits: Limits, step: Callable[[int], None], stop: StopToken | None
+) -> Hashes:
     hasher = hashlib.sha256()
     came = 0
     with os.fdopen(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -196,54 +180,10 @@ def _pull_file(
                 raise UnsafeArchive(f"{remote} goes on after {limits.max_bytes} bytes; raise the limit if it may")
             file.write(data)
             hasher.update(data)
-            progress(len(data))
+            step(len(data))
 
         shell.stream_out(f"cat <{quote_path(remote)}", take, stop=stop).require(f"reading {remote}")
-    _compare(remote, wanted, {"-": hasher.hexdigest()})
-    return place
-
-
-def _manifest(shell: Shell, command: str, remote: str, limits: Limits) -> dict[str, str]:
-    lines = _Lines(limits)
-    shell.stream_out(command, lines.feed).require(f"hashing {remote}")
-    return dict(_hash_line(line) for line in lines.all)
-
-
-def _hash_line(line: bytes) -> tuple[str, str]:
-    match = _HASH_LINE.fullmatch(line)
-    if match is None:
-        raise RemoteFailure(f"sha256sum on the machine said {readable(line[:200])!r}")
-    name = match[3]
-    if match[1]:  # GNU escapes a backslash and a newline in a name, and marks the line with a backslash
-        name = name.replace(b"\\n", b"\n").replace(b"\\\\", b"\\")
-    return os.fsdecode(name.removeprefix(b"./")), match[2].decode()
-
-
-def _compare(remote: str, wanted: dict[str, str], came: dict[str, str]) -> None:
-    differing = sorted(name for name in wanted.keys() | came.keys() if wanted.get(name) != came.get(name))
-    if differing:
-        raise TransferFailed(
-            f"{remote}: {len(differing)} of {len(wanted)} files are not as the machine hashed them, first "
-            f"{differing[0]!r}; something wrote there meanwhile: pull again"
-        )
-
-
-class _Lines:
-    """Collects lines from a machine, no more of them and no longer ones than make sense."""
-
-    def __init__(self, limits: Limits) -> None:
-        self.all: list[bytes] = []
-        self._limits = limits
-        self._rest = b""
-
-    def feed(self, data: bytes) -> None:
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        self.all += lines
-        if len(self.all) > self._limits.max_files + 1 or len(self._rest) > MAX_LINE_BYTES:
-            raise TransferFailed(
-                f"the machine lists more than {self._limits.max_files} files, or endless names; "
-                "raise the limit or ask for less"
-            )
+    return {"": hasher.hexdigest()}
 
 
 def _pieces(local: Path) -> Iterator[bytes]:
