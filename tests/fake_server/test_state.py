@@ -1,5 +1,6 @@
 """A state folder keeps the world: through an orderly end, and through the death of the fake at any moment."""
 
+import json
 import signal
 import socket
 import sqlite3
@@ -401,3 +402,61 @@ def test_a_folder_in_use_is_said_on_the_command_line(tmp_path: Path) -> None:
     lock.release()
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("fake_server: another fake uses the state folder")
+
+
+def test_what_a_killed_fake_left_half_done_is_swept_away_and_nothing_else(tmp_path: Path) -> None:
+    with life(tmp_path) as before:
+        name = before.rent()
+        uuid = before.deploy(job())
+        before.advance(1)
+        before.boxed(name, "Running")
+        before.running(uuid)
+        kept = [folder for spec in double(before).specs.values() for folder in (spec.disk, *spec.volumes.values())]
+    left = [
+        tmp_path / place
+        for place in (
+            "matrixdc/disks/old",
+            "matrixdc/images/new.part",
+            "matrixdc/volumes/v",
+            "autodl/disks/x",
+            "autodl/tmp/x",
+        )
+    ]
+    for folder in left:
+        folder.mkdir(parents=True)
+    with life(tmp_path):
+        assert [folder for folder in left if folder.exists()] == []
+        assert [folder for folder in kept if not folder.exists()] == []
+
+
+@pytest.mark.parametrize(("speed", "passed_s"), [(1000, 3600), (1, 3600), (0.5, 1800), (0, 0)])
+def test_while_no_fake_runs_the_clock_goes_no_faster_than_real_time(
+    tmp_path: Path, speed: float, passed_s: float
+) -> None:
+    with life(tmp_path):
+        pass
+    with sqlite3.connect(tmp_path / "world.sqlite3") as database:
+        (body,) = database.execute("SELECT body FROM thing WHERE id = 'clock'").fetchone()
+        clock = json.loads(body)
+        changed = {**clock, "real_at": clock["real_at"] - 3600, "speed": speed}
+        database.execute("UPDATE thing SET body = ? WHERE id = 'clock'", [json.dumps(changed)])
+    database.close()
+    with life(tmp_path) as wires:
+        assert clock["at"] + passed_s <= wires.control("GET", "state")["now"] < clock["at"] + passed_s + 60
+
+
+def test_what_waited_for_a_ban_to_end_still_does(tmp_path: Path) -> None:
+    with life(tmp_path) as before:
+        first = before.deploy(job(gpu_name_set=["TITAN Xp"], cuda_v_from=113))
+        before.advance(1)
+        (container,) = before.running(first)
+        ban = {"deployment_container_uuid": container["uuid"], "expire_in_minutes": 10}
+        before.data("POST", "/deployment/blacklist", ban)
+        waiting = before.deploy(job(gpu_name_set=["TITAN Xp"]))
+        before.advance(60)
+        assert before.containers(waiting) == []
+    with life(tmp_path) as after:
+        after.advance(300)
+        assert after.containers(waiting) == []
+        after.advance(300)
+        after.running(waiting)
