@@ -19,9 +19,8 @@ class Trouble:
         return strike if strike is not None and strike.in_force else None
 
     def of_connection(self, kind: str, key: str) -> Strike | None:
-        """Return what strikes one of its connections now; the key tells connections apart."""
-        strike = self.rules.connection(kind, self.target, key)
-        return strike if strike is not None and strike.in_force else None
+        """Return what strikes one of its connections, whose seconds begin when it shows; the key tells them apart."""
+        return self.rules.connection(kind, self.target, key)
 
     def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call back after each change of the rules, on any thread; return what ends that."""

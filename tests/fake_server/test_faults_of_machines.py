@@ -76,8 +76,9 @@ def test_never_scheduled_can_end_by_the_clock(wires: Wires) -> None:
 @pytest.mark.parametrize("kind", ["stuck_in_creating", "never_scheduled"])
 def test_an_instance_stays_in_creating_and_goes_on_when_the_rule_is_gone(wires: Wires, kind: str) -> None:
     arm(wires, kind, provider="matrixdc")
-    stuck, fine = wires.rent(), wires.rent()
+    untouched, stuck, fine = wires.deploy(job()), wires.rent(), wires.rent()
     passing(wires, 100, step=20)
+    assert wires.running(untouched)  # the rule is for the other provider
     assert (wires.box(stuck)["status"], wires.box(fine)["status"]) == ("Creating", "Running")
     assert [(each["id"], each["held_by"]) for each in wires.control("GET", "state")["waiting"]] == [(stuck, "fault")]
     disarm(wires)

@@ -121,9 +121,11 @@ def test_half_open_freezes_both_ways_stays_open_and_thaws(box: Box) -> None:
 
 def test_half_open_ends_after_its_seconds_and_no_byte_is_lost(box: Box) -> None:
     with box.connected() as client, armed(box.wires, "ssh_half_open", machine=box.id, bytes=300_000, seconds=0.5):
+        time.sleep(0.6)  # its seconds begin when it freezes
         begun = time.monotonic()
         assert read_all(client, HASH_COMMAND) == WHOLE
         assert time.monotonic() - begun >= 0.5
+        assert read_all(client, HASH_COMMAND) == WHOLE
 
 
 def test_refused_for_some_seconds_and_then_answered(box: Box) -> None:

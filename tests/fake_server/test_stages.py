@@ -45,7 +45,8 @@ def test_every_stage_of_a_job_can_be_stepped_through_by_hand() -> None:
         wires = Wires(fake)
         with wires.session:
             uuid = wires.deploy(job(name="by-hand"))
-            assert wires.containers(uuid) == []
+            wires.control("POST", "stock", {"gpu": "RTX 4090", "idle": 8})
+            assert wires.containers(uuid) == []  # there is room, but nobody told it to leave the queue
             assert advance(wires) == [("by-hand", "autodl_queued")]
             seen = [wires.containers(uuid)[0]["status"]]
             for stage in ("autodl_creating", "autodl_created"):
