@@ -25,7 +25,7 @@ from fake_server.autodl_requests import (
     StopContainer,
 )
 from fake_server.autodl_rules import AutodlCloud
-from fake_server.catalog import AUTODL_PREPAID, AUTODL_PRIVATE_IMAGES
+from fake_server.catalog import AUTODL_PRIVATE_IMAGES
 from fake_server.refusal import Reason, Refused
 from fake_server.timings import Guesses
 from fake_server.wire import View, Wire, add, extra_fields, json_reply, same_secret
@@ -192,4 +192,4 @@ def _stock(cloud: AutodlCloud, asked: StockRequest) -> Any:
 
 def _prepaid(cloud: AutodlCloud, asked: DeploymentRef) -> Any:
     gpus = cloud.deployment(asked.deployment_uuid).template.gpu_names
-    return [replies.prepaid(each) for each in AUTODL_PREPAID if each.gpu_type in gpus]
+    return [replies.prepaid(package, left_s) for package, left_s in cloud.prepaid(gpus)]

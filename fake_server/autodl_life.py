@@ -5,8 +5,9 @@ from functools import partial
 from pathlib import Path
 
 from fake_server.autodl_fleet import Fleet
+from fake_server.autodl_packages import Packages
 from fake_server.autodl_types import BOOTING, Container, Event, Status
-from fake_server.catalog import AUTODL_USER_ID, GPUS
+from fake_server.catalog import AUTODL_PREPAID, AUTODL_USER_ID, GPUS
 from fake_server.fault_rules import Target
 from fake_server.ground import Ground
 from fake_server.spec import ContainerSpec, Endpoint
@@ -20,6 +21,7 @@ class Lives:
 
     def __init__(self, ground: Ground, fleet: Fleet, *, on_end: Callable[[Container], None]) -> None:
         self.events: list[Event] = []
+        self.packages = Packages(AUTODL_PREPAID, now=ground.timeline.now(), pay=ground.truth.paid_by_package)
         self._ground = ground
         self._fleet = fleet
         self._on_end = on_end
@@ -73,6 +75,7 @@ class Lives:
             container.endpoint = endpoint
             self._ground.runs(container.uuid, die=partial(self._die, container))
 
+        self._draw(container)
         if container.cmd_ended:
             self._cmd_ended(container)
             return
@@ -144,9 +147,20 @@ class Lives:
         container.started_at = now
         self._ground.truth.powered_on(container.uuid, now)
         self._reach(container, "running")
+        self._draw(container)
         self._ground.runs(container.uuid, die=partial(self._die, container))
         if container.cmd_ended:
             self._cmd_ended(container)
+
+    def _draw(self, container: Container) -> None:
+        if self._ground.guesses.autodl_packages_pay:
+            self.packages.begin(
+                container.uuid,
+                gpu=container.host.gpu_name,
+                data_center=container.host.data_center,
+                gpu_count=container.gpu_count,
+                now=self._ground.timeline.now(),
+            )
 
     def _failed(self, container: Container) -> None:
         if container.status == "oss_merged":
@@ -171,6 +185,7 @@ class Lives:
         self._reach(container, status)
         container.stopped_at = now
         self._ground.truth.gone(container.uuid, now)
+        self.packages.end(container.uuid, now)
         self._fleet.free(container.host, container.gpu_count)
         reusable = status == "shutdown" and container.keep_for_reuse and container.started_at is not None
         if reusable:

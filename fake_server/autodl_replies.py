@@ -179,12 +179,12 @@ def ban(each: Ban) -> dict[str, Any]:
     }
 
 
-def prepaid(each: PrepaidHours) -> dict[str, Any]:
+def prepaid(each: PrepaidHours, left_s: int) -> dict[str, Any]:
     """One row of ddp/overview; seconds."""
     return {
         "gpu_type": each.gpu_type,
         "total": each.total_s,
-        "balance": each.balance_s,
+        "balance": left_s,
         "dc_list": ",".join(each.data_centers),
     }
 

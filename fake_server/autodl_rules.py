@@ -4,12 +4,14 @@ Source: the provider's API document. A container goes creating → created → s
 shutting_down → shutdown (or in_cache, when it may be reused); a deployment goes running → stopped.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 from fake_server.autodl_fleet import Fleet
 from fake_server.autodl_life import Lives
+from fake_server.autodl_packages import Packages
 from fake_server.autodl_types import Ban, Container, Deployment, Event, Kind, Template
-from fake_server.catalog import AUTODL_BASE_IMAGES, AUTODL_PRIVATE_IMAGES
+from fake_server.catalog import AUTODL_BASE_IMAGES, AUTODL_PRIVATE_IMAGES, PrepaidHours
 from fake_server.fault_rules import Target
 from fake_server.ground import Ground
 from fake_server.refusal import Reason, Refused
@@ -136,10 +138,19 @@ class AutodlCloud:
         """Return the bans in force, latest first."""
         return self.fleet.bans(self._ground.timeline.now())
 
+    def prepaid(self, gpus: Sequence[str]) -> list[tuple[PrepaidHours, int]]:
+        """Return the packages for these GPUs with the seconds left of each."""
+        return self.packages.overview(gpus, self._ground.timeline.now())
+
     def set_idle(self, gpu_name: str, region: str, idle: int) -> None:
         """Let other tenants take or leave GPUs; what waited for them starts."""
         self.fleet.set_idle(gpu_name, region, idle)
         self._fill_all()
+
+    @property
+    def packages(self) -> Packages:
+        """The account's prepaid GPU hours."""
+        return self._lives.packages
 
     @property
     def serial(self) -> int:

@@ -125,7 +125,7 @@ AUTODL_BASE_IMAGES: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrepaidHours:
-    """A bought package of GPU hours, shown by ddp/overview; the fake's bills do not draw on it."""
+    """A bought package of GPU hours, shown by ddp/overview."""
 
     gpu_type: str
     total_s: int

@@ -25,7 +25,7 @@ class DiskChangeRow(TypedDict):
 
 
 class MachineRow(TypedDict):
-    """One machine ever made. gone_at is None while it exists; paid_fen is cost_fen less what a coupon paid."""
+    """One machine ever made. gone_at is None while it exists; paid_fen is cost_fen less what coupon and package paid."""
 
     provider: str
     id: str
@@ -36,9 +36,13 @@ class MachineRow(TypedDict):
     region: str
     price_cny_per_h: float
     made_at: float
+    powered_at: float | None
     gone_at: float | None
     powered: bool
     billed_s: float
+    prepaid_cny: float
+    coupon_cny: float
+    package_s: float
     cost_cny: float
     cost_fen: int
     paid_fen: int

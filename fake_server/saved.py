@@ -86,10 +86,11 @@ class Keeper:
             "lives": self.lives,
         }
         idle, bans, cache = autodl.fleet.saved()
+        packages = autodl.packages.saved(clock["at"])
         yield ("meta", "format"), FORMAT
         yield ("meta", "clock"), json.dumps(clock)
         yield ("meta", "calls"), json.dumps(ground.calls)
-        yield ("meta", "autodl"), json.dumps({"serial": autodl.serial, "idle": idle})
+        yield ("meta", "autodl"), json.dumps({"serial": autodl.serial, "idle": idle, "packages": packages})
         yield ("meta", "matrixdc"), json.dumps({"idle": matrixdc.idle, "coupons": matrixdc.coupons})
         for deployment in autodl.deployments.values():
             yield self._text(("deployment", deployment.uuid), deployment, _deployment_text)
@@ -148,6 +149,7 @@ class Keeper:
         bans = [_BAN.validate_python(row | {"host": hosts[host]}) for host, row in self._store.things("ban")]
         cache = [_CACHED.validate_python(row | {"host": hosts[row["host"]]}) for _, row in self._store.things("cached")]
         autodl.fleet.restore(saved["idle"], bans, cache)
+        autodl.packages.restore(saved["packages"], dict(self._store.things("meta"))["clock"]["at"])
         disks = {each.disk for each in containers.values() if not each.ended} | {each.disk for each in cache}
         for kind in ("disks", "tmp"):
             _sweep(world.ground.folder / "autodl" / kind, disks)

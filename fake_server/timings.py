@@ -47,6 +47,7 @@ class Guesses:
         autodl_*_code: the business code of each kind of refusal.
         autodl_enterprise: the account is a verified enterprise; any other is refused everything.
         autodl_queues_without_stock: a deployment that no free host can carry now waits, else it is refused.
+        autodl_packages_pay: a prepaid package of GPU hours pays for what it fits; else it is only shown.
         autodl_stock_shape: gpu_stock answers a list of one-key objects, as sampled, or one object.
         autodl_blacklist_shape: the blacklist is a list, as typed, or one object (null for none), as sampled.
         matrixdc_error_body: the JSON of a refusal: {"message"}, {"code", "msg"}, {"error"}, or a Kubernetes Status.
@@ -71,6 +72,7 @@ class Guesses:
     autodl_no_stock_code: str = "InternalError"
     autodl_enterprise: bool = True
     autodl_queues_without_stock: bool = True
+    autodl_packages_pay: bool = False
     autodl_stock_shape: Literal["list", "object"] = "list"
     autodl_blacklist_shape: Literal["list", "object"] = "list"
     matrixdc_error_body: Literal["message", "code_msg", "error", "kubernetes"] = "message"

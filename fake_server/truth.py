@@ -36,7 +36,10 @@ class DiskChange:
 
 @dataclass(slots=True, kw_only=True)
 class MachineTruth:
-    """One machine ever made. Times are simulated seconds since 1970; gone_at is None while it exists."""
+    """One machine ever made. Times are simulated seconds since 1970; gone_at is None while it exists.
+
+    Of its price a coupon pays up to coupon_cny, and a package of GPU hours the whole of package_s seconds.
+    """
 
     provider: Provider
     id: str
@@ -51,6 +54,7 @@ class MachineTruth:
     billed_s: float = 0.0
     prepaid_cny: float = 0.0
     coupon_cny: float = 0.0
+    package_s: float = 0.0
     powered_at: float | None = None
     commands: list[Command] = field(default_factory=list)
     disk_change: DiskChange | None = None
@@ -71,12 +75,13 @@ class MachineTruth:
         billed_s = self.billed_until(now)
         used_cny = billed_s / 3600 * self.price_cny_per_h
         cost_cny = self.prepaid_cny + used_cny
+        package_cny = min(used_cny, self.package_s / 3600 * self.price_cny_per_h)
         row.update(
             billed_s=round(billed_s, 6),
             powered=self.powered_at is not None,
             cost_cny=round(cost_cny, 6),
             cost_fen=to_fen(cost_cny),
-            paid_fen=to_fen(cost_cny - min(self.coupon_cny, used_cny)),
+            paid_fen=to_fen(cost_cny - min(self.coupon_cny, used_cny) - package_cny),
         )
         return row
 
@@ -115,6 +120,10 @@ class Truth:
         """Note a command that ended."""
         commands = self.machines[machine_id].commands
         commands.append(replace(command, run_token=f"{machine_id}#{len(commands) + 1}"))
+
+    def paid_by_package(self, machine_id: str, seconds: float) -> None:
+        """Note that a package of GPU hours paid for so many of its seconds."""
+        self.machines[machine_id].package_s += seconds
 
     def left(self, machine_id: str, change: DiskChange) -> None:
         """Note what a released machine had written."""

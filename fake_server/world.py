@@ -118,6 +118,7 @@ class World:
         isolation = self.ground.containers.isolation
         with self.ground.lock:
             now = self.ground.timeline.now()
+            self.autodl.packages.settle(now)
             return {
                 "isolation": isolation,
                 "safe": isolation != "none",
@@ -136,6 +137,7 @@ class World:
         """Return the truth: every machine ever made, and how often each endpoint was called."""
         with self.ground.lock:
             now = self.ground.timeline.now()
+            self.autodl.packages.settle(now)
             return {"now": now, "machines": self.ground.truth.as_json(now), "calls": dict(self.ground.calls)}
 
 

@@ -339,3 +339,55 @@ def test_guesses_are_given_on_the_command_line() -> None:
 def test_a_guess_that_does_not_exist_is_refused_in_words(text: str) -> None:
     with pytest.raises(ValueError, match="--guess"):
         changed(Guesses(), text)
+
+
+# Prepaid GPU hours
+
+
+def overview(wires: Wires, deployment: str) -> list[tuple[str, int, int, str]]:
+    rows = wires.data("GET", f"/deployment/ddp/overview?deployment_uuid={deployment}")
+    return [(each["gpu_type"], each["total"], each["balance"], each["dc_list"]) for each in rows]
+
+
+def test_a_package_is_only_shown_unless_it_is_told_to_pay(wires: Wires) -> None:
+    uuid = wires.deploy(job())
+    wires.advance(1)
+    (container,) = wires.running(uuid)
+    wires.advance(3600)
+    assert overview(wires, uuid) == [("RTX 4090", 86400, 83829, "westDC2,westDC3")]
+    assert row(wires, container["uuid"])["paid_fen"] == row(wires, container["uuid"])["cost_fen"] == 198
+
+
+def test_a_package_pays_for_its_gpu_in_its_regions_until_it_is_used_up() -> None:
+    with guessing(autodl_packages_pay=True) as wires:
+        uuid = wires.deploy(job(gpu_num=2))
+        elsewhere = wires.deploy(job(gpu_name_set=["RTX 3090"], dc_list=["yangzhouDC1"]))
+        wires.advance(1)
+        (container,), (other,) = wires.running(uuid), wires.running(elsewhere)
+        (_, _, before, _), *_ = overview(wires, uuid)
+        wires.advance(3600)
+        (_, _, after, _), *_ = overview(wires, uuid)
+        assert before - after == 7200
+        assert row(wires, container["uuid"])["paid_fen"] == 0
+        assert row(wires, container["uuid"])["cost_fen"] > 0
+        assert row(wires, other["uuid"])["paid_fen"] == row(wires, other["uuid"])["cost_fen"] == 145
+        wires.advance(after / 2 + 3600)
+        assert overview(wires, uuid) == []
+        assert row(wires, container["uuid"])["paid_fen"] == 2 * 198
+
+
+def test_looking_at_a_package_does_not_draw_it_and_containers_share_its_end() -> None:
+    drawn = []
+    for looks in (0, 50):
+        with guessing(autodl_packages_pay=True) as wires:
+            uuid = wires.deploy(job(replica_num=2, parallelism_num=2))
+            wires.advance(1)
+            wires.running(uuid, 2)
+            for _ in range(looks):
+                overview(wires, uuid)
+                wires.advance(0)
+            for _ in range(10):
+                wires.advance(6000)
+            drawn.append([machine["paid_fen"] for machine in wires.truth()])
+    assert drawn[0] == drawn[1]
+    assert drawn[0][0] == drawn[0][1] > 0

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from fake_server.call_log import KEPT_CALLS, ApiCall, CallLog, without_secrets
+from fake_server.rows import CallRow, CommandRow, Ledger, MachineRow
 from fake_server.truth import Truth, to_fen
 from tests.fake_server.doubles import QuietContainers
 from tests.fake_server.test_machines_live import box_shell, says
@@ -159,3 +160,15 @@ def test_no_api_call_reads_the_ledger(wires: Wires) -> None:
 
 def _row(wires: Wires, name: str) -> dict[str, Any]:
     return next(machine for machine in wires.truth() if machine["id"] == name)
+
+
+def test_rows_have_the_fields_that_their_types_promise(wires: Wires, containers: QuietContainers) -> None:
+    name = wires.rent()
+    wires.advance(1)
+    wires.boxed(name, "Running")
+    containers.report(name, "one")
+    (machine,) = wires.truth()
+    assert set(machine) == set(MachineRow.__annotations__)
+    assert set(machine["commands"][0]) == set(CommandRow.__annotations__)
+    assert set(wires.control("GET", "ledger")) == set(Ledger.__annotations__)
+    assert set(wires.control("GET", "calls")["calls"][0]) == set(CallRow.__annotations__)

@@ -19,7 +19,7 @@ import requests
 from fake_server.containers import Containers
 from fake_server.server import FakeServer
 from fake_server.store import FolderLock, StateError, Store
-from fake_server.timings import Timings
+from fake_server.timings import Guesses, Timings
 from tests.fake_server.doubles import QuietContainers
 from tests.fake_server.test_machines_live import box_shell, container_shell, says
 from tests.fake_server.wires import INSTANCES, Wires, eventually, job, replica_set
@@ -460,3 +460,22 @@ def test_what_waited_for_a_ban_to_end_still_does(tmp_path: Path) -> None:
         assert after.containers(waiting) == []
         after.advance(300)
         after.running(waiting)
+
+
+def test_packages_and_coupons_are_as_they_were(tmp_path: Path) -> None:
+    asks = Guesses(autodl_packages_pay=True)
+    cost = {"CostType": "1", "CouponID": "coupon-1", "DiskSKUID": "1", "GPUSKUID": "66", "CostTime": ""}
+    with life(tmp_path, guesses=asks) as before:
+        before.rent(Cost=cost)
+        uuid = before.deploy(job())
+        before.advance(1)
+        before.running(uuid)
+        before.advance(3600)
+        left = before.data("GET", f"/deployment/ddp/overview?deployment_uuid={uuid}")
+        paid = [machine["paid_fen"] for machine in before.truth()]
+    with life(tmp_path, guesses=asks) as after:
+        assert after.data("GET", f"/deployment/ddp/overview?deployment_uuid={uuid}") == left
+        assert [machine["paid_fen"] for machine in after.truth()] == paid
+        assert after.fake.world.matrixdc.coupons == {"coupon-100": 100.0, "coupon-1": 0.0}
+        after.advance(3600)
+        assert after.data("GET", f"/deployment/ddp/overview?deployment_uuid={uuid}")[0]["balance"] < left[0]["balance"]
