@@ -28,6 +28,7 @@ from gpujobs.host import Host, describe_bug
 from gpujobs.ledger_rows import Attempt as AttemptRow
 from gpujobs.ledger_rows import Run
 from gpujobs.models import Reporter
+from gpujobs.news import NewsWriter
 from gpujobs.plan import Choice, make_plan
 from gpujobs.recipe import Recipe
 from gpujobs.renting import Job, rent_first, resume
@@ -119,7 +120,8 @@ def steps(host: Host, run_id: str, *, stop: StopToken, reporter: Reporter) -> St
     with host.guarded(run_id, stop):
         run = host.ledger.get_run(run_id)
         recipe = Recipe.model_validate_json(run.recipe_json)
-        job = Job(host=host, run=run, recipe=recipe, stop=stop, reporter=reporter)
+        news = NewsWriter(RunFolder(host.settings.runs / run_id).news, reporter)
+        job = Job(host=host, run=run, recipe=recipe, stop=stop, reporter=news)
         return (yield from _Life(job).steps())
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from gpujobs.models import Reporter
 from gpujobs.settings import private_opener
 
+NEWS = "news.jsonl"  # in a run's folder
 _PROGRESS_EVERY_S = 0.5
 _PIECE_BYTES = 2**16
 _FULL_BYTES = 8 * 2**20  # a run that tells more has nothing new to tell

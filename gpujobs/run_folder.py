@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from gpujobs.news import NEWS
 from gpujobs.recipe import Recipe
 from gpujobs.settings import private_folder, private_opener
 
@@ -22,6 +23,11 @@ class RunFolder:
     def log(self) -> Path:
         """What the newest attempt's set-up and command wrote; earlier attempts' are attempt-N.log."""
         return self.path / "output.log"
+
+    @property
+    def news(self) -> Path:
+        """What the run told while it went: phases, notes and progress, a line each."""
+        return self.path / NEWS
 
     @property
     def outputs(self) -> Path:
