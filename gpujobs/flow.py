@@ -19,7 +19,7 @@ from prefect.states import Cancelled, Completed, Failed
 from gpujobs import errors, lifecycle, settings
 from gpujobs.clock import StopToken
 from gpujobs.host import Host
-from gpujobs.ledger_rows import Run
+from gpujobs.ledger_rows import ENDED, Run
 from gpujobs.lifecycle import Outcome, Step
 from gpujobs.prefect_api import run_id_of
 from gpujobs.recipe import Recipe
@@ -80,7 +80,7 @@ class Driver:
         """Run the recipe to its end and say how it ended, as Prefect's state."""
         try:
             known: Run = await self._in_thread(lambda: self._open(recipe, flow_run_id))
-            if self._resumes and known.state in lifecycle.ENDED:
+            if self._resumes and known.state in ENDED:
                 return end_state(known.state, known.error, known.cost_cny)
             outcome = await self.drive()
         except errors.LetGo as error:

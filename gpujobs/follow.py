@@ -9,11 +9,10 @@ from typing import BinaryIO, Protocol
 
 from gpujobs.clock import Clock
 from gpujobs.errors import BadInput, GpujobsError
-from gpujobs.ledger_rows import Run
+from gpujobs.ledger_rows import ENDED, Run
 from gpujobs.models import Reporter
 from gpujobs.news import NEWS, NewsReader
 
-ENDED = frozenset({"succeeded", "failed", "cancelled"})
 LONELY = timedelta(seconds=30)  # a run without a driver for so long is worth a word
 GIVEN_UP = timedelta(minutes=30)  # … and for so long is worth no more waiting
 _UNTOLD = frozenset({"", "plan", "provision", "snapshot", "release"})  # their driver tells of no progress in them

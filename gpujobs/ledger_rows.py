@@ -9,6 +9,8 @@ from typing import TypedDict
 
 REVISION = "0001"  # the newest of `migrations/versions`: what a ledger must stand at
 
+ENDED = frozenset({"succeeded", "failed", "cancelled"})  # the states in which a run is over
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:

@@ -35,7 +35,6 @@ from gpujobs.renting import Job, rent_first, resume
 from gpujobs.run_folder import RunFolder
 from gpujobs.teardown import named, release
 
-ENDED = frozenset({"succeeded", "failed", "cancelled"})
 _RETRY_NAMES: Mapping[type[GpujobsError], str] = {  # the first that fits counts
     NoCapacity: "no-capacity",
     BootTimeout: "boot-timeout",

@@ -10,8 +10,8 @@ from gpujobs.backends import Backend
 from gpujobs.clock import StopToken
 from gpujobs.errors import Cancelled, GpujobsError
 from gpujobs.host import Host
-from gpujobs.ledger_rows import MachineRecord, Run
-from gpujobs.lifecycle import ENDED, execute
+from gpujobs.ledger_rows import ENDED, MachineRecord, Run
+from gpujobs.lifecycle import execute
 from gpujobs.models import NAME_PATTERN, Machine, Reporter
 from gpujobs.teardown import COSTS_NOTHING, mark_gone, release
 

@@ -20,12 +20,12 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Scheduled
 
-from gpujobs import lifecycle, reaper
+from gpujobs import reaper
 from gpujobs.errors import BadInput
 from gpujobs.floor import Floor
 from gpujobs.flow import end_state, run_recipe
 from gpujobs.host import Host
-from gpujobs.ledger_rows import Run
+from gpujobs.ledger_rows import ENDED, Run
 from gpujobs.prefect_api import run_id_of
 from gpujobs.run_log import RunLog
 from gpujobs.work import Work
@@ -117,7 +117,7 @@ class Upkeep:
         """Tell Prefect the end that it missed; put back in the queue what a dead host took and never began."""
         run = await self._in_thread(lambda: _ledger_run(self._host, run_id_of(str(flow_run.id))))
         since = flow_run.state.timestamp if flow_run.state else None
-        if run is not None and run.state in lifecycle.ENDED:
+        if run is not None and run.state in ENDED:
             if since and run.ended_at and since < run.ended_at:  # else it has been sent on its way again
                 state = end_state(run.state, run.error, run.cost_cny)
                 await self._client.set_flow_run_state(flow_run.id, state, force=True)

@@ -15,9 +15,8 @@ from gpujobs.cli.stopping import Stopping
 from gpujobs.cli.summary import show_end, summary
 from gpujobs.clock import StopToken
 from gpujobs.errors import BadInput, Busy, Cancelled, GpujobsError
-from gpujobs.follow import ENDED
 from gpujobs.host import Host
-from gpujobs.ledger_rows import Run
+from gpujobs.ledger_rows import ENDED, Run
 from gpujobs.progress import TerminalReporter
 
 _PATIENCE_S = 300.0  # a release is confirmed, or given to the reaper, well before

@@ -15,9 +15,8 @@ from gpujobs.cli.output import Output
 from gpujobs.cli.reaching import reach
 from gpujobs.cli.summary import outputs_of
 from gpujobs.errors import BadInput
-from gpujobs.follow import ENDED
 from gpujobs.host import Host
-from gpujobs.ledger_rows import Run
+from gpujobs.ledger_rows import ENDED, Run
 
 
 def pull(args: Namespace, out: Output) -> int:
