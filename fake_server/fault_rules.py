@@ -85,7 +85,7 @@ KINDS: Mapping[str, Kind] = {
     "ssh_refused": _machine("refuses SSH connections for `seconds`, those that stand live on", seconds=5.0),
     "wrong_password": _machine("takes every password for wrong for `seconds`, keys are let in", seconds=5.0),
     "changed_host_key": _machine("shows another host key to new SSH connections"),
-    "disk_full": _machine("has no room left on any disk, for `seconds` where given"),
+    "disk_full": _machine("lets no file grow on any of its disks (EFBIG), for `seconds` where given"),
     "ssh_cut": _connection("is reset after `bytes` more bytes, counted both ways; at once without `bytes`"),
     "ssh_half_open": _connection("freezes both ways after `bytes` more bytes and stays open, for `seconds` if given"),
     "ssh_slow": _connection("passes `bytes_per_s` each way and delays all by `latency_s`", count=None),
