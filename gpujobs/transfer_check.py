@@ -78,7 +78,7 @@ def hashes_meanwhile(
 
     def work() -> Hashes:
         lines = _lines(shell, command, f"hashing {remote}", limits, stop=over)
-        return {"": _hash_line(lines[0])[1]} if kind == "file" and lines else dict(map(_hash_line, lines))
+        return {"" if kind == "file" else name: digest for name, digest in map(_hash_line, lines)}
 
     with concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="gpujobs-hashes") as pool:
         hashing = pool.submit(work)
