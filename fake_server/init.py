@@ -309,8 +309,10 @@ def run(request: Any, streams: list[int], *, terminal: bool) -> None:
             fcntl.ioctl(streams[0], termios.TIOCSCTTY, 0)
         for number, fd in enumerate(streams):
             os.dup2(fd, number, inheritable=True)
-        for sign in (signal.SIGINT, signal.SIGPIPE, signal.SIGCHLD):  # a full disk is an error (SIGXFSZ stays ignored)
+        for sign in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD):
             signal.signal(sign, signal.SIG_DFL)
+        if resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # to what starts on a full disk that is an error, no death
         os.chdir(request["cwd"])
         name = {"SSH_TTY": os.ttyname(0)} if terminal else {}
         os.execve(request["program"], request["argv"], request["env"] | name)  # noqa: S606 - the command is the client's, who is root here
