@@ -25,7 +25,7 @@ class DiskChangeRow(TypedDict):
 
 
 class MachineRow(TypedDict):
-    """One machine ever made. gone_at is None while it exists; paid_fen is cost_fen less what coupon and package paid."""
+    """One machine ever made. gone_at is None while it exists; paid_fen is cost_fen less coupon and package."""
 
     provider: str
     id: str
