@@ -10,9 +10,7 @@ KEPT_CALLS = 10_000
 _BODY_CHARS = 2_000
 _HIDDEN = "[secret]"
 _SECRET_KEY = re.compile(r"token|password|passwd|secret|authorization|api_?key|credential", re.IGNORECASE)
-_ASSIGNED = re.compile(
-    r"((?:token|password|passwd|secret|api_?key)\w{0,40}\s{0,8}[=:]\s{0,8})(\S+)", re.IGNORECASE
-)
+_ASSIGNED = re.compile(r"((?:token|password|passwd|secret|api_?key)\w{0,40}\s{0,8}[=:]\s{0,8})(\S+)", re.IGNORECASE)
 """Bounded, lest a long body take for ever."""
 
 
