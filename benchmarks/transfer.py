@@ -72,7 +72,7 @@ class Bench:
             f"{SMALL_FILES:,} x {SMALL_BYTES // 1024} KB down": (
                 lambda: self._ours(lambda shell: pull(shell, "~/small", self._here / "downs")),
                 lambda: self._theirs(
-                    f"mkdir {self._here}/downs && {self._ssh} 'tar -C ~/small -cf - .' | tar -C {self._here}/downs -xf -"
+                    f"mkdir {self._here}/downs && {self._ssh} 'tar -C ~/small -c .' | tar -C {self._here}/downs -x"
                 ),
             ),
             "login and true": (
