@@ -75,7 +75,7 @@ class Lives:
             container.endpoint = endpoint
             self._ground.runs(container.uuid, die=partial(self._die, container))
 
-        self._draw(container)
+        self._draw(container, None)
         if container.cmd_ended:
             self._cmd_ended(container)
             return
@@ -147,19 +147,19 @@ class Lives:
         container.started_at = now
         self._ground.truth.powered_on(container.uuid, now)
         self._reach(container, "running")
-        self._draw(container)
+        self._draw(container, now)
         self._ground.runs(container.uuid, die=partial(self._die, container))
         if container.cmd_ended:
             self._cmd_ended(container)
 
-    def _draw(self, container: Container) -> None:
+    def _draw(self, container: Container, now: float | None) -> None:
         if self._ground.guesses.autodl_packages_pay:
             self.packages.begin(
                 container.uuid,
                 gpu=container.host.gpu_name,
                 data_center=container.host.data_center,
                 gpu_count=container.gpu_count,
-                now=self._ground.timeline.now(),
+                now=now,
             )
 
     def _failed(self, container: Container) -> None:

@@ -26,9 +26,13 @@ class Packages:
         self._at = now
         self._pay = pay
 
-    def begin(self, machine_id: str, *, gpu: str, data_center: str, gpu_count: int, now: float) -> None:
-        """Let a container draw on the package of its GPU and region, if there is one with anything left."""
-        self.settle(now)
+    def begin(self, machine_id: str, *, gpu: str, data_center: str, gpu_count: int, now: float | None) -> None:
+        """Let a container draw on the package of its GPU and region, if there is one with anything left.
+
+        With `now` as None it has drawn since the last settling: it ran while no fake did.
+        """
+        if now is not None:
+            self.settle(now)
         for index, package in enumerate(self._packages):
             if package.gpu_type == gpu and data_center in package.data_centers and self._left_s[index] > 0:
                 self._draws[machine_id] = _Draw(package=index, gpu_count=gpu_count)

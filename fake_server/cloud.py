@@ -12,7 +12,7 @@ from fake_server.faults import KINDS, FaultRule
 from fake_server.rows import CallRow, Ledger, State
 from fake_server.server import FakeServer
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+_Result = TypeVar("_Result")
 
 
 class FakeCloud:
@@ -45,7 +45,7 @@ class FakeCloud:
     ) -> None:
         self._until_exit.close()
 
-    def __call__(self, function: _Function) -> _Function:
+    def __call__(self, function: Callable[..., _Result]) -> Callable[..., _Result]:
         """Decorate a function; each call of it has a fresh cloud."""
         signature = inspect.signature(function)
         wanted = "cloud" in signature.parameters
@@ -69,7 +69,7 @@ class FakeCloud:
         # a test runner that fills parameters by name leaves this one alone
         left = [each for name, each in signature.parameters.items() if name != "cloud"]
         wrapper.__signature__ = signature.replace(parameters=left)  # type: ignore[attr-defined]
-        return cast("_Function", wrapper)
+        return cast("Callable[..., _Result]", wrapper)
 
     @property
     def url(self) -> str:

@@ -80,7 +80,7 @@ def test_an_async_function_can_be_decorated() -> None:
         return cloud.url in os.environ["AUTODL_API_URL"]
 
     assert inspect.iscoroutinefunction(ask)
-    assert asyncio.run(ask())  # type: ignore[call-arg]
+    assert asyncio.run(ask())
 
 
 def test_two_clouds_of_one_process_are_strangers() -> None:

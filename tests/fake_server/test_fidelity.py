@@ -1,7 +1,7 @@
 """What the documents say in passing, and what they leave open and the fake makes a setting."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,6 +32,16 @@ def cost(**changes: str) -> dict[str, Any]:
     return {"Cost": {**plain, **changes}}
 
 
+def ticking(wires: Wires, look: Callable[[], bool]) -> None:
+    """Let seconds pass until it is so."""
+
+    def tick() -> bool:
+        wires.advance(1)
+        return look()
+
+    eventually(tick)
+
+
 def row(wires: Wires, name: str) -> dict[str, Any]:
     return next(machine for machine in wires.truth() if machine["id"] == name)
 
@@ -47,12 +57,12 @@ def off(wires: Wires, name: str) -> None:
     wires.matrixdc("POST", f"{INSTANCES}/{name}/power_off", {"gracePeriodSeconds": 0})
     double = wires.fake.world.ground.containers
     eventually(lambda: name not in double.running())
-    eventually(lambda: wires.advance(1) or wires.box(name)["status"] == "Shutdown")
+    ticking(wires, lambda: wires.box(name)["status"] == "Shutdown")
 
 
 def left(wires: Wires, name: str) -> None:
     wires.matrixdc("DELETE", f"{INSTANCES}?name={name}")
-    eventually(lambda: wires.advance(1) or name not in wires.boxes())
+    ticking(wires, lambda: name not in wires.boxes())
 
 
 # Time that is paid ahead
@@ -72,7 +82,7 @@ def test_time_paid_ahead_costs_its_price_at_once_and_ends_by_itself(
     wires.advance(seconds - 2)
     assert wires.box(name)["status"] == "Running"
     wires.advance(5)
-    eventually(lambda: wires.advance(1) or wires.box(name)["status"] == "Shutdown")
+    ticking(wires, lambda: wires.box(name)["status"] == "Shutdown")
     assert row(wires, name)["cost_fen"] == cny * 100
 
 
@@ -95,7 +105,7 @@ def test_plus_three_days_lengthen_what_was_paid_ahead(wires: Wires) -> None:
     wires.advance(4 * DAY_S - 5)
     assert wires.box(name)["status"] == "Running"
     wires.advance(10)
-    eventually(lambda: wires.advance(1) or wires.box(name)["status"] == "Shutdown")
+    ticking(wires, lambda: wires.box(name)["status"] == "Shutdown")
 
 
 @pytest.mark.parametrize("order", [{"cost_time": "3D"}, {"cost_time": "+3W"}, {"cost_time": "+"}, {"instance": "none"}])
@@ -109,7 +119,7 @@ def test_a_renewal_that_makes_no_sense_is_refused(wires: Wires, order: dict[str,
 def test_an_instance_whose_time_is_over_starts_only_after_a_renewal(wires: Wires) -> None:
     name = on(wires, **cost(CostType="4", GPUSKUID="72", CostTime="1D"))
     wires.advance(DAY_S)
-    eventually(lambda: wires.advance(1) or wires.box(name)["status"] == "Shutdown")
+    ticking(wires, lambda: wires.box(name)["status"] == "Shutdown")
     assert "到期" in wires.matrixdc("POST", f"{INSTANCES}/{name}/power_on", status=409)["message"]
     wires.control("POST", "renew", {"instance": name, "cost_time": "+2D"})
     wires.matrixdc("POST", f"{INSTANCES}/{name}/power_on")
@@ -192,7 +202,7 @@ def test_whether_the_instance_goes_with_its_data_is_a_setting() -> None:
         name = on(wires)
         off(wires, name)
         wires.advance(61)
-        eventually(lambda: wires.advance(1) or wires.boxes() == [])
+        ticking(wires, lambda: wires.boxes() == [])
 
 
 # What the documents do not have

@@ -139,7 +139,7 @@ def test_a_machine_comes_back_at_its_address_and_its_cmd_runs_again(tmp_path: Pa
         assert (spec.name, spec.cmd) == (container["uuid"], 'exec bash -c "train"')
         assert container["info"]["ssh_command"] == f"ssh -p {spec.port} root@127.0.0.1"
         double(after).end_cmd(spec.name)
-        eventually(lambda: spec.name not in double(after).running() or after.advance(1))
+        eventually(lambda: spec.name not in double(after).running())
         after.advance(1)
         eventually(lambda: after.deployments()[0]["finished_num"] == 1)
 
@@ -435,12 +435,7 @@ def test_while_no_fake_runs_the_clock_goes_no_faster_than_real_time(
 ) -> None:
     with life(tmp_path):
         pass
-    with sqlite3.connect(tmp_path / "world.sqlite3") as database:
-        (body,) = database.execute("SELECT body FROM thing WHERE id = 'clock'").fetchone()
-        clock = json.loads(body)
-        changed = {**clock, "real_at": clock["real_at"] - 3600, "speed": speed}
-        database.execute("UPDATE thing SET body = ? WHERE id = 'clock'", [json.dumps(changed)])
-    database.close()
+    clock = _away(tmp_path, seconds=3600, speed=speed)
     with life(tmp_path) as wires:
         assert clock["at"] + passed_s <= wires.control("GET", "state")["now"] < clock["at"] + passed_s + 60
 
@@ -479,3 +474,31 @@ def test_packages_and_coupons_are_as_they_were(tmp_path: Path) -> None:
         assert after.fake.world.matrixdc.coupons == {"coupon-100": 100.0, "coupon-1": 0.0}
         after.advance(3600)
         assert after.data("GET", f"/deployment/ddp/overview?deployment_uuid={uuid}")[0]["balance"] < left[0]["balance"]
+
+
+def _away(folder: Path, *, seconds: float, speed: float) -> dict[str, float]:
+    """Let a folder look as if its fake had ended so long ago, at that speed; return the clock that it wrote."""
+    with sqlite3.connect(folder / "world.sqlite3") as database:
+        (body,) = database.execute("SELECT body FROM thing WHERE id = 'clock'").fetchone()
+        clock: dict[str, float] = json.loads(body)
+        changed = {**clock, "real_at": clock["real_at"] - seconds, "speed": speed}
+        database.execute("UPDATE thing SET body = ? WHERE id = 'clock'", [json.dumps(changed)])
+    database.close()
+    return clock
+
+
+def test_what_ran_while_no_fake_did_is_billed_and_paid(tmp_path: Path) -> None:
+    asks = Guesses(autodl_packages_pay=True)
+    with life(tmp_path, guesses=asks) as before:
+        uuid = before.deploy(job())
+        before.advance(1)
+        before.running(uuid)
+        (left,) = before.data("GET", f"/deployment/ddp/overview?deployment_uuid={uuid}")
+        (row,) = before.truth()
+    _away(tmp_path, seconds=7200, speed=1)
+    with life(tmp_path, guesses=asks) as after:
+        (now_left,) = after.data("GET", f"/deployment/ddp/overview?deployment_uuid={uuid}")
+        (now_row,) = after.truth()
+        assert 7200 <= left["balance"] - now_left["balance"] < 7260
+        assert 7200 <= now_row["billed_s"] - row["billed_s"] < 7260
+        assert now_row["paid_fen"] == 0 < now_row["cost_fen"]
