@@ -71,7 +71,8 @@ def test_what_changes_while_it_comes_is_told(shell: Shell, place: str, tmp_path:
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_hashing_and_streaming_overlap(machine: Machine, tmp_path: Path, kind: str) -> None:
     real = shutil.which("sha256sum")
-    script = f': >"$HOME/hashing"; until [ -e "$HOME/streaming" ]; do sleep 0.01; done; exec {real} "$@"'
+    waiting = 'n=0; until [ -e "$HOME/streaming" ]; do sleep 0.01; n=$((n+1)); [ $n -lt 1000 ] || exit 1; done'
+    script = f': >"$HOME/hashing"; {waiting}; exec {real} "$@"'
     shell, home = machine(sha256sum=script)
     (home / "r").mkdir()
     (home / "r" / "x").write_bytes(data := os.urandom(5_000_000))
