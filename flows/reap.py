@@ -7,7 +7,7 @@ from prefect import flow, get_run_logger
 from gpujobs import reaper
 from gpujobs.errors import GpujobsError
 from gpujobs.flow import seated
-from gpujobs.run_log import RunLog
+from gpujobs.flow_log import RunLog
 
 
 @flow(name="reap", retries=0, persist_result=False)

@@ -18,13 +18,13 @@ from prefect.states import Cancelled, Completed, Failed
 
 from gpujobs import errors, lifecycle, settings
 from gpujobs.clock import StopToken
+from gpujobs.flow_log import RunLog
+from gpujobs.flow_work import Done, Work
 from gpujobs.host import Host
 from gpujobs.ledger_rows import ENDED, Run
 from gpujobs.lifecycle import Outcome, Step
 from gpujobs.prefect_api import run_id_of
 from gpujobs.recipe import Recipe
-from gpujobs.run_log import RunLog
-from gpujobs.work import Done, Work
 
 DRAIN_S = 25.0  # Prefect kills a cancelled process after 30 s
 

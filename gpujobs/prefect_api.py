@@ -15,6 +15,7 @@ from gpujobs.recipe import Recipe
 from gpujobs.settings import Settings
 
 DEPLOYMENT = "run-recipe/run-recipe"
+POOL = "gpujobs"  # and the type of the pool
 _TIMEOUT_S = (5.0, 30.0)
 _BUSY = {429, 503}  # SQLite under many writers
 _BUSY_S = 30.0

@@ -31,14 +31,13 @@ from prefect.types.entrypoint import EntrypointType
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 
 from gpujobs.errors import Busy
-from gpujobs.floor import Floor
 from gpujobs.flow import run_recipe
 from gpujobs.host import Host
-from gpujobs.prefect_api import DEPLOYMENT, run_id_of
+from gpujobs.prefect_api import DEPLOYMENT, POOL, run_id_of
 from gpujobs.settings import Settings, private_opener
-from gpujobs.upkeep import Upkeep
+from gpujobs.worker_floor import Floor
+from gpujobs.worker_upkeep import Upkeep
 
-POOL = "gpujobs"
 LIMIT = 200  # runs at a time in one process; each costs a thread
 POLL_S = 1.0
 AGAIN_S = 2.0  # after the server could not be reached

@@ -15,6 +15,8 @@ from gpujobs.prefect_login import login
 from gpujobs.settings import Settings
 from tests.prefect.desk import Desk
 
+pytestmark = pytest.mark.timeout(300)  # servers start in these, and a busy machine takes its time
+
 PROFILES = """
 active = "team"
 [profiles.ephemeral]

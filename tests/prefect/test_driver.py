@@ -11,10 +11,10 @@ from gpujobs import flow, lifecycle
 from gpujobs.clock import StopToken
 from gpujobs.errors import BadInput
 from gpujobs.flow import Driver, Seat
+from gpujobs.flow_log import RunLog
+from gpujobs.flow_work import Done, Work
 from gpujobs.host import Host
 from gpujobs.prefect_api import run_id_of
-from gpujobs.run_log import RunLog
-from gpujobs.work import Done, Work
 from tests.cloud import Control, recipe_for
 
 FLOW_RUN_ID = str(uuid.UUID(int=7))

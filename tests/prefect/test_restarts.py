@@ -11,6 +11,8 @@ from gpujobs.settings import Settings
 from tests.cloud import Control
 from tests.prefect.desk import Desk, starts_and_left, until
 
+pytestmark = pytest.mark.timeout(300)  # servers start in these, and a busy machine takes its time
+
 
 @pytest.fixture(autouse=True)
 def _up_again(desk: Desk) -> Iterator[None]:

@@ -15,6 +15,8 @@ from prefect.client.schemas.filters import (
     FlowRunFilterId,
     FlowRunFilterState,
     FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
@@ -22,13 +24,13 @@ from prefect.states import Cancelled, Scheduled
 
 from gpujobs import reaper
 from gpujobs.errors import BadInput
-from gpujobs.floor import Floor
 from gpujobs.flow import end_state, run_recipe
+from gpujobs.flow_log import RunLog
+from gpujobs.flow_work import Work
 from gpujobs.host import Host
 from gpujobs.ledger_rows import ENDED, Run
-from gpujobs.prefect_api import run_id_of
-from gpujobs.run_log import RunLog
-from gpujobs.work import Work
+from gpujobs.prefect_api import POOL, run_id_of
+from gpujobs.worker_floor import Floor
 
 CANCEL_S = 1.0
 RECOVER_S = 10.0
@@ -110,6 +112,7 @@ class Upkeep:
     async def _unended(self) -> Sequence[FlowRun]:
         return await self._client.read_flow_runs(
             flow_filter=FlowFilter(name=FlowFilterName(any_=[run_recipe.name])),
+            work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL])),
             flow_run_filter=FlowRunFilter(state=_types(StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)),
         )
 

@@ -21,10 +21,10 @@ from gpujobs import lifecycle
 from gpujobs.clock import StopToken
 from gpujobs.errors import BadInput, Cancelled, Detached, LetGo
 from gpujobs.flow import SEAT, Seat, end_state
+from gpujobs.flow_log import RunLog
+from gpujobs.flow_work import Work
 from gpujobs.host import Host
 from gpujobs.prefect_api import run_id_of
-from gpujobs.run_log import RunLog
-from gpujobs.work import Work
 
 _log = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
-from gpujobs import run_log
-from gpujobs.run_log import RunLog
+from gpujobs import flow_log
+from gpujobs.flow_log import RunLog
 
 
 class Hand:
@@ -50,7 +50,7 @@ def test_pieces_end_at_lines_and_lose_nothing(log: RunLog, caplog: pytest.LogCap
     text = b"".join(b"%07d\n" % number for number in range(40_000))
     log.output(text)
     log.flush(force=True)
-    assert all(len(message) < run_log.PIECE_BYTES for message in said(caplog))
+    assert all(len(message) < flow_log.PIECE_BYTES for message in said(caplog))
     assert "\n".join(said(caplog)).encode() + b"\n" == text
 
 
@@ -82,10 +82,10 @@ def test_phase_comes_behind_the_output_before_it(log: RunLog, caplog: pytest.Log
 
 
 def test_endless_output_is_cut_with_the_place_of_the_rest(log: RunLog, caplog: pytest.LogCaptureFixture) -> None:
-    for _ in range(run_log.OUTPUT_BYTES // 2**20 + 2):
+    for _ in range(flow_log.OUTPUT_BYTES // 2**20 + 2):
         log.output(b"x" * 63 * 2**14 + b"\n")
     log.flush(force=True)
-    assert sum(len(message) for message in said(caplog)) < run_log.OUTPUT_BYTES + 2 * run_log.PIECE_BYTES
+    assert sum(len(message) for message in said(caplog)) < flow_log.OUTPUT_BYTES + 2 * flow_log.PIECE_BYTES
     assert said(caplog)[-1] == "the job wrote more than this log takes; all of its output is in /home/x/output.log"
     assert sum("more than this log takes" in message for message in said(caplog)) == 1
 
