@@ -83,10 +83,15 @@ class Connection:
         while True:
             try:
                 return self._transport.open_session(timeout=self._timeouts.channel_s)
-            except paramiko.ChannelException:
-                if time.monotonic() > ends_at:
+            except paramiko.SSHException as error:
+                if time.monotonic() > ends_at or not self._is_full(error):
                     raise
             time.sleep(FULL_WAIT_S)
+
+    def _is_full(self, error: paramiko.SSHException) -> bool:
+        # paramiko keeps one reason for all threads, so that one of two refused at once is left with this text alone
+        nameless = str(error) == "Unable to open channel." and self._transport.is_active()
+        return isinstance(error, paramiko.ChannelException) or nameless
 
     def refusal(self, error: Exception | None = None) -> Unreachable:
         """Say why the connection is of no use now."""

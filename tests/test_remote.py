@@ -517,12 +517,14 @@ def test_work_runs_on_an_odd_machine(odd_shell: Shell) -> None:
 
 def test_work_is_cancelled_on_an_odd_machine(odd_shell: Shell) -> None:
     runner = Runner(odd_shell, base="~/odd", name="cancelled")
-    begin(runner, "(trap '' TERM; echo up; sleep 621; sleep 621) & sleep 622; sleep 622")
+    mark = 70_000_000 + os.getpid()  # no other test, nor anything else on this machine, sleeps for so long
+    begin(runner, f"(trap '' TERM; echo up; sleep {mark}; sleep {mark}) & sleep {mark}; sleep {mark}")
     until(says(runner, b"up"))
     runner.cancel(2)
     record = end_of(runner)
     assert (record.code, record.reason) == (143, "cancelled")
-    until(lambda: odd_shell.run("grep -l 62[12] /proc/[0-9]*/cmdline | grep -v self").stdout == b"")
+    left = f"grep -l '{str(mark)[:-1]}[{str(mark)[-1]}]' /proc/[0-9]*/cmdline"
+    until(lambda: odd_shell.run(left).stdout == b"")
 
 
 def test_time_is_up_on_an_odd_machine(odd_shell: Shell) -> None:

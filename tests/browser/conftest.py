@@ -21,7 +21,8 @@ FLAGS = (
 )
 
 
-@pytest.fixture(scope="session")
+# One for each test: while Playwright lives, its event loop counts as running, and no other test's could start.
+@pytest.fixture
 def browser() -> Iterator[Browser]:
     """Debian's Chromium; the tests are skipped, loudly, where there is none."""
     chromium = shutil.which("chromium")
