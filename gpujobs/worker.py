@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from hashlib import blake2b
 from typing import Any, Self
+from uuid import UUID
 
 import anyio.abc
 from prefect.client.orchestration import get_client
@@ -71,6 +72,7 @@ class Worker(BaseWorker[Nothing, BaseVariables, Result]):
         """Seat runs on `floor`; the rest is the base class's."""
         super().__init__(**options)
         self._floor = floor
+        self._labelling: set[asyncio.Task[None]] = set()
 
     async def run(
         self,
@@ -84,6 +86,17 @@ class Worker(BaseWorker[Nothing, BaseVariables, Result]):
             task_status.started(flow_run.id)
         await asyncio.wait([found.task])
         return Result(identifier=str(flow_run.id), status_code=0)
+
+    async def _give_worker_labels_to_flow_run(self, flow_run_id: UUID) -> None:
+        """Do so beside the start: on SQLite one such call in four meets another writer, and is sent again 2 s later."""
+        task = asyncio.get_running_loop().create_task(super()._give_worker_labels_to_flow_run(flow_run_id))
+        self._labelling.add(task)
+        task.add_done_callback(self._labelled)
+
+    def _labelled(self, task: "asyncio.Task[None]") -> None:
+        self._labelling.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            _log.warning("a flow run has no label of this worker: %s", error)
 
     async def kill_infrastructure(
         self,
