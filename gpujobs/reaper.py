@@ -68,7 +68,7 @@ def reap(host: Host, *, yes: bool, reporter: Reporter) -> ReapResult:
                 continue
             reporter.note(f"releasing {one.machine.name} on {backend.name}: {one.why}")
             try:
-                if one.action == "end" and one.run_id:
+                if one.action != "release" and one.run_id:
                     _end_run(host, one.run_id, reporter)
                 release(host, backend, one.machine, within_s=host.timing.release_s)
             except GpujobsError as error:
@@ -86,8 +86,10 @@ def recover(host: Host) -> Sequence[str]:
 
 def _end_run(host: Host, run_id: str, reporter: Reporter) -> None:
     """Take the run up only to end it: its work is stopped, what there is comes home, its machine is released."""
+    if host.ledger.get_run(run_id).state in ENDED:  # it came to its end meanwhile
+        return
     stop = StopToken()
-    stop.stop(Cancelled("the process that drove this run died, and nobody resumed it; the reaper ended it"))
+    stop.stop(Cancelled("nobody drove this run any more; the reaper ended it"))
     execute(host, run_id, stop=stop, reporter=reporter)
 
 
@@ -117,9 +119,12 @@ def _judge(host: Host, machine: Machine) -> Found:
     run = host.ledger.get_run(record.run_id)
     if run.state in ENDED:
         return Found(machine=machine, run_id=run.id, why=f"its run {run.id} is over ({run.state})", action="release")
+    if not run.driver:
+        why = f"its run {run.id} was left to itself, and works on: gpujobs up goes on with it"
+        return Found(machine=machine, run_id=run.id, why=why, action="ask")
     if not _driven(run, now):
         young = run.lease_until is not None and now - run.lease_until < GRACE
-        why = f"nobody drives its run {run.id}"
+        why = f"the process that drove its run {run.id} is dead"
         return Found(machine=machine, run_id=run.id, why=why, action="leave" if young else "end")
     if _is_newest(host, record):
         return Found(machine=machine, run_id=run.id, why=f"run {run.id} is at work on it", action="leave")

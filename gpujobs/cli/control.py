@@ -37,5 +37,4 @@ def serve(_: Namespace, out: Output) -> int:
     from gpujobs import worker  # noqa: PLC0415 - brings Prefect
 
     del out
-    worker.serve(load_settings())
-    return 0
+    return worker.serve(load_settings())

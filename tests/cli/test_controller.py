@@ -269,7 +269,7 @@ def test_a_run_that_no_worker_has_taken_can_be_cancelled(cli: Cli) -> None:
 def test_ls_says_where_runs_stand_and_cost_sums_them(cli: Cli) -> None:
     listed = cli("ls", "--fake")
     assert listed.stdout.splitlines()[0].split() == ["RUN", "NAME", "STATE", "PHASE", "WHERE", "AGE", "COST"]
-    assert re.search(r"^\w{10}  t +succeeded ", listed.stdout, re.MULTILINE)
+    assert re.search(r"^\w{10}  t +(succeeded|cancelled) ", listed.stdout, re.MULTILINE)
     value = json.loads(cli("cost", "--fake", "--json").stdout)
     assert value["known_cost_cny"] > 0
     assert value["runs_of_unknown_cost"] == 0

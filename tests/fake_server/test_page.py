@@ -49,7 +49,10 @@ def test_no_password_and_no_token_is_on_the_page(wires: Wires) -> None:
     uuid = wires.deploy(job())
     name = wires.rent()
     wires.advance(5)
-    secrets = [wires.containers(uuid)[0]["info"]["root_password"], wires.box(name)["servers"]["SSH"]["sshPassword"]]
+    secrets = [
+        wires.running(uuid)[0]["info"]["root_password"],
+        wires.boxed(name, "Running")["servers"]["SSH"]["sshPassword"],
+    ]
     text = wires.session.get(wires.fake.url, timeout=10).text
     assert uuid in text
     for secret in [*secrets, wires.fake.token, wires.fake.control_token]:

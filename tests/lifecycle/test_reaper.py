@@ -85,8 +85,9 @@ def test_a_run_at_work_keeps_its_machine(backend: str, host: Host, control: Cont
     assert control.left() == []
 
 
-def test_a_run_whose_driver_died_is_ended_and_its_outputs_come_home(
-    backend: str, host: Host, later: Host, control: Control
+@pytest.mark.parametrize("died", [True, False])
+def test_a_run_that_nobody_drives_is_ended_and_its_outputs_come_home(
+    backend: str, died: bool, host: Host, later: Host, control: Control
 ) -> None:
     run_id, reporter, stop = new_run_id(), Memory(), StopToken()
     recipe = recipe_for(backend, run="echo kept > kept; echo begun; sleep 60; echo never", outputs={"kept": "kept"})
@@ -94,8 +95,14 @@ def test_a_run_whose_driver_died_is_ended_and_its_outputs_come_home(
     threading.Thread(target=lambda: reporter.wrote.wait(30) and stop.stop(Detached("as if killed"))).start()
     execute(host, run_id, stop=stop, reporter=reporter)
     assert len(control.alive()) == 1
+    if died:
+        assert host.ledger.claim_run(run_id, "elsewhere:1:dead", lease_s=1, now=host.clock.now())
+    else:  # it was left to itself, which a pass that was not told to leaves alone
+        assert [found.action for found in reaper.survey(later)] == ["ask"]
+        assert reaper.reap(later, yes=False, reporter=reporter).released == []
+        assert len(control.alive()) == 1
     assert reaper.recover(later) == [run_id]
-    reaper.reap(later, yes=False, reporter=reporter)
+    reaper.reap(later, yes=not died, reporter=reporter)
     assert control.left() == []
     assert later.ledger.get_run(run_id).state == "cancelled"
     folder = RunFolder(later.settings.runs / run_id)
