@@ -173,7 +173,7 @@ def fill(channel: paramiko.Channel) -> int:
 
 def test_no_signal_is_ignored_or_blocked_at_the_start(machine: Client) -> None:
     blocked, ignored = machine.text("grep -E 'Sig(Ign|Blk)' /proc/self/status | cut -f 2").split()
-    internal = 0b11 << 31  # signals 32 and 33 are the C library's own, and whoever starts the tests may have set them aside
+    internal = 0b11 << 31  # 32 and 33 are the C library's own; whoever starts the tests may have set them aside
     assert (int(blocked, 16) & ~internal, int(ignored, 16) & ~internal) == (0, 0)
 
 
