@@ -35,7 +35,8 @@ check: setup
 	$(RUN) lint-imports
 
 test: setup machine check
-	$(RUN) pytest -n 3 --dist loadgroup
+	@# On a busy machine a few of 2,300 tests miss their deadlines beside others: those run once more, alone, and must pass.
+	$(RUN) pytest -n 3 --dist loadgroup || $(RUN) pytest --last-failed --last-failed-no-failures none
 
 bench: setup
 	@for file in benchmarks/*.py; do echo "== $$file"; $(RUN) python $$file || exit; done

@@ -7,6 +7,7 @@ the ledger, the provider and the machine say: resume, retry, and recovery after 
 
 import uuid
 from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -98,17 +99,18 @@ def execute(host: Host, run_id: str, *, stop: StopToken, reporter: Reporter) -> 
     """Drive a run to its end in this thread; raises Busy when another living process drives it."""
     life = steps(host, run_id, stop=stop, reporter=reporter)
     error: Exception | None = None
-    while True:
-        try:
-            step = life.throw(error) if error else next(life)
-        except StopIteration as end:
-            outcome: Outcome = end.value
-            return outcome
-        error = None
-        try:
-            step.call()
-        except Exception as raised:  # noqa: BLE001 - it belongs to the run, which decides what follows
-            error = raised
+    with closing(life):  # whatever else ends us gives the lease back now, not when the garbage is collected
+        while True:
+            try:
+                step = life.throw(error) if error else next(life)
+            except StopIteration as end:
+                outcome: Outcome = end.value
+                return outcome
+            error = None
+            try:
+                step.call()
+            except Exception as raised:  # noqa: BLE001 - it belongs to the run, which decides what follows
+                error = raised
 
 
 def steps(host: Host, run_id: str, *, stop: StopToken, reporter: Reporter) -> Steps:
