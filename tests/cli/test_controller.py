@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -249,11 +250,19 @@ def test_a_run_on_a_worker_with_another_ledger_is_followed_by_its_log(cli: Cli, 
     assert "its outputs are where its worker runs" in done.stdout
 
 
+def pool_of(api: str) -> str:
+    """Name the pool that the host makes, once it has: the API answers before the host is there."""
+    wanted = {"work_pools": {"type": {"any_": ["gpujobs"]}}}
+    deadline = time.monotonic() + 60
+    while not (pools := requests.post(f"{api}/work_pools/filter", json=wanted, timeout=10).json()):
+        assert time.monotonic() < deadline, "the host made no pool"
+        time.sleep(0.1)
+    return str(pools[0]["name"])
+
+
 def test_a_run_that_no_worker_has_taken_can_be_cancelled(cli: Cli) -> None:
     api = json.loads((cli.home / "fake" / "controller.json").read_text())["url"]
-    paused = requests.post(
-        f"{api}/work_pools/filter", json={"work_pools": {"type": {"any_": ["gpujobs"]}}}, timeout=10
-    ).json()[0]["name"]
+    paused = pool_of(api)
     requests.patch(f"{api}/work_pools/{paused}", json={"is_paused": True}, timeout=10).raise_for_status()
     try:
         process = cli.start("submit", recipe(cli, "true"), "--fake", "--yes")

@@ -10,7 +10,7 @@ from fake_server.fault_rules import KINDS
 from fake_server.page import COMMON_FAULTS
 from fake_server.server import FakeServer
 from tests.fake_server.doubles import QuietContainers
-from tests.fake_server.wires import INSTANCES, Wires, job
+from tests.fake_server.wires import INSTANCES, Wires, eventually, job
 
 
 def form_token(wires: Wires) -> str:
@@ -48,7 +48,7 @@ def test_what_others_write_is_escaped(wires: Wires) -> None:
 def test_no_password_and_no_token_is_on_the_page(wires: Wires) -> None:
     uuid = wires.deploy(job())
     name = wires.rent()
-    wires.advance(5)
+    eventually(lambda: wires.advance(1) or wires.containers(uuid, status=["running"]))
     secrets = [
         wires.running(uuid)[0]["info"]["root_password"],
         wires.boxed(name, "Running")["servers"]["SSH"]["sshPassword"],
