@@ -367,6 +367,9 @@ def test_a_cut_stream_is_unreachable_and_not_an_end(server: Server, proxy: Proxy
         proxy.cut_after(200_000)
         with pytest.raises(Unreachable):
             shell.stream_out("yes", lambda _: None)
+        deadline = time.monotonic() + 10
+        while shell.alive and time.monotonic() < deadline:
+            time.sleep(0.01)  # the channel hears of the cut a moment before the connection is taken down
         assert not shell.alive
         with pytest.raises(Unreachable, match="connect again"):
             shell.run("true")
