@@ -38,12 +38,11 @@ class ReapResult:
     failed: Sequence[tuple[str, str]]
 
 
-def survey(host: Host) -> Sequence[Found]:
-    """List every machine under our owner's prefix, and what is to become of it; raises Unavailable, BadCredentials."""
-    found: list[Found] = []
-    for backend in _backends(host):
-        found += _survey_one(host, backend)
-    return found
+def survey(host: Host, backend: Backend) -> Sequence[Found]:
+    """List every machine of ours on one backend, and what is to become of it; raises Unavailable, BadCredentials."""
+    prefix = f"gj-{host.settings.owner}-"
+    listed = [machine for machine in backend.find(prefix) if machine.status not in COSTS_NOTHING]
+    return [_judge(host, machine) for machine in listed if _is_ours(host, machine)]
 
 
 def reap(host: Host, *, yes: bool, reporter: Reporter) -> ReapResult:
@@ -57,7 +56,7 @@ def reap(host: Host, *, yes: bool, reporter: Reporter) -> ReapResult:
     failed: list[tuple[str, str]] = []
     for backend in _backends(host):
         try:
-            found = _survey_one(host, backend)
+            found = survey(host, backend)
             _mark_gone(host, backend, found)
         except GpujobsError as error:
             failed.append((backend.name, str(error)))
@@ -97,12 +96,6 @@ def _backends(host: Host) -> Iterator[Backend]:
     for name in backends.names():
         if host.settings.account(name).token:
             yield host.backend(name)
-
-
-def _survey_one(host: Host, backend: Backend) -> Sequence[Found]:
-    prefix = f"gj-{host.settings.owner}-"
-    listed = [machine for machine in backend.find(prefix) if machine.status not in COSTS_NOTHING]
-    return [_judge(host, machine) for machine in listed if _is_ours(host, machine)]
 
 
 def _is_ours(host: Host, machine: Machine) -> bool:
