@@ -43,12 +43,9 @@ def main() -> None:
 
 if __name__ == "__main__":
     if "--fake" in sys.argv:
-        import os
-
         from fake_server import FakeCloud
 
-        with FakeCloud() as cloud:
-            os.environ.update(cloud.env())
+        with FakeCloud(environment=True):
             main()
     else:
         main()

@@ -22,18 +22,6 @@ from gpujobs.remote.encode import MAX_BYTES, MAX_DEPTH, MAX_INT_BYTES, MAX_NODES
 _ALIKE = 64  # so many keys of one hash are made on purpose: each costs as much as all before it
 _HEADER_BYTES = 10_000
 _PLAIN_KEYS = (str, bytes)  # their hashes cannot be foreseen
-_BROKEN = (
-    ValueError,
-    TypeError,
-    KeyError,
-    EOFError,
-    OverflowError,
-    MemoryError,
-    RecursionError,
-    AttributeError,
-    struct.error,
-    OSError,
-)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,16 +43,20 @@ class Decoded:
 def decode(file: BinaryIO) -> Decoded:
     """Read the one value from here to the file's end; raises BadResult where it is none."""
     try:
-        size = os.fstat(file.fileno()).st_size - file.tell()
-        if size > MAX_BYTES:
-            raise ValueError(f"it has {size} bytes, above the {MAX_BYTES} that are read")
-        decoder = _Decoder(file, size)
-        value = decoder.value(0)
-        if decoder.left:
-            raise ValueError(f"{decoder.left} bytes follow its end")
-    except _BROKEN as error:
+        return _decoded(file)
+    except Exception as error:  # the readers of numpy and of dates raise what they like
         why = str(error) or type(error).__name__
         raise BadResult(f"what the machine sent is no result that can be read: {why}") from error
+
+
+def _decoded(file: BinaryIO) -> Decoded:
+    size = os.fstat(file.fileno()).st_size - file.tell()
+    if size > MAX_BYTES:
+        raise ValueError(f"it has {size} bytes, above the {MAX_BYTES} that are read")
+    decoder = _Decoder(file, size)
+    value = decoder.value(0)
+    if decoder.left:
+        raise ValueError(f"{decoder.left} bytes follow its end")
     return Decoded(value=value, has_fields=decoder.has_fields)
 
 

@@ -45,7 +45,8 @@ def fit(value: Any, hint: Any, part: str = "result") -> Any:
 
 
 def _at(part: str, key: Any) -> str:
-    return f"{part}[{key!r}]" if isinstance(key, str | int) and key not in {"", 0} else f"{part}[…]"
+    short = isinstance(key, str) or (isinstance(key, int) and key.bit_length() < 64)  # noqa: PLR2004 - others take long
+    return f"{part}[{key!r:.80}]" if short else f"{part}[…]"
 
 
 def _options(hint: Any) -> Iterator[Any]:
@@ -108,7 +109,7 @@ def _make(kind: type, value: Fields, part: str) -> Any:
         if issubclass(kind, tuple) and hasattr(kind, "_fields"):
             return kind(**_fitted(kind, value, part))
         if hasattr(kind, "model_validate"):
-            return kind.model_validate(_plain(value))
+            return kind.model_validate(_fitted(kind, value, part), by_name=True)
     except BadResult:
         raise
     except Exception as error:
@@ -130,14 +131,3 @@ def _make_dataclass(kind: Any, value: Fields, part: str) -> Any:
 def _fitted(kind: type, value: Fields, part: str) -> dict[str, Any]:
     hints = get_type_hints(kind, include_extras=True)
     return {name: fit(item, hints.get(name, Any), f"{part}.{name}") for name, item in value.values.items()}
-
-
-def _plain(value: Any) -> Any:
-    """Take objects apart into maps, of which pydantic makes its own."""
-    if isinstance(value, Fields):
-        return {name: _plain(item) for name, item in value.values.items()}
-    if type(value) in _HOLDERS:
-        return type(value)(map(_plain, value))
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value

@@ -54,8 +54,7 @@ class Encoder:
             raise Unfit("{} {}".format(self._part(), error)) from None
 
     def _part(self) -> str:
-        steps = [".{}".format(key) if attribute else "[{!r:.80}]".format(key) for attribute, key in self._path]
-        return self._name + "".join(steps)
+        return self._name + "".join("." + key if attribute else _shown(key) for attribute, key in self._path)
 
     def _put(self, value: Any) -> None:
         self._nodes += 1
@@ -224,6 +223,13 @@ class Encoder:
         self._file.write(struct.pack("<Q", end - begin))
         self._file.seek(end)
         self._check_size()
+
+
+def _shown(key: Any) -> str:
+    try:
+        return "[{!r:.80}]".format(key)
+    except Exception:  # noqa: BLE001 - a class may do anything, and an int may be too long to be written out
+        return "[…]"
 
 
 _ITEMS: Dict[type, bytes] = {list: b"l", tuple: b"t", set: b"e", frozenset: b"z"}
