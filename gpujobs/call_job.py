@@ -1,6 +1,7 @@
 """One call on a rented machine, as a Future: a run of its own, driven by a thread of this process."""
 
 import atexit
+import concurrent.futures.thread  # noqa: F401 - for its hook; see the end of this file
 import shutil
 import sys
 import threading
@@ -10,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from gpujobs import lifecycle, settings
+from gpujobs import lifecycle, process, settings
 from gpujobs.call_outcome import Ending, Wanted, result_of
 from gpujobs.call_recipe import OUTCOME
 from gpujobs.clock import StopToken
@@ -162,6 +163,7 @@ class Job(Future[_R]):
     def _run_to_end(self, host: Host) -> Run:
         """Drive the run; where another process does, wait until it has ended or that process has let go of it."""
         while True:
+            self._free_of_the_dead(host)
             with suppress(Busy):
                 lifecycle.execute(host, self.run_id, stop=self._stop, reporter=self._reporter)
             if run := self._ended(host):
@@ -171,6 +173,11 @@ class Job(Future[_R]):
             else:
                 self._listen_anew()
             host.clock.wait(threading.Event(), _LOOK_EVERY_S)
+
+    def _free_of_the_dead(self, host: Host) -> None:
+        driver = host.ledger.get_run(self.run_id).driver
+        if process.driver_died(driver):  # its lease need not be waited out
+            host.ledger.release_claim(self.run_id, driver)
 
     def _listen_anew(self) -> None:
         """Take a fresh token where the old one was stopped by another process's taking over."""
@@ -247,7 +254,6 @@ def _give_back(host: Host) -> None:
     host.close()
 
 
-@atexit.register
 def _wait_for_jobs() -> None:
     """Let no script end under its machines: wait for its jobs, cancelled first where it ends by Ctrl-C."""
     interrupted = isinstance(getattr(sys, "last_value", None), KeyboardInterrupt)
@@ -260,3 +266,8 @@ def _wait_for_jobs() -> None:
         except KeyboardInterrupt:
             job.cancel()
             job.wait_released()
+
+
+# Behind Python's own such hook, which was registered by the import of concurrent.futures.thread above and runs after
+# ours, no pool of threads takes work any more, and so no run could be ended.
+getattr(threading, "_register_atexit", atexit.register)(_wait_for_jobs)

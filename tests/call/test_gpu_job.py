@@ -2,7 +2,6 @@
 
 import asyncio
 import concurrent.futures
-import os
 import signal
 import subprocess
 import sys
@@ -19,16 +18,12 @@ from tests.clocks import eventually
 from tests.cloud import BACKENDS, Control
 
 LIMIT_S = 120
+pytestmark = pytest.mark.usefixtures("cloud_settings")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_remote_prints_the_output_and_returns_what_the_function_returns(
-    backend: str,
-    tmp_path: Path,
-    control: Control,
-    cloud_settings: Settings,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    backend: str, tmp_path: Path, control: Control, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = write(
         tmp_path / "proj",
@@ -66,13 +61,13 @@ def test_remote_prints_the_output_and_returns_what_the_function_returns(
     assert "] provision" in err
     assert "very-secret" not in out + err
     assert control.left() == []
-    folder = next(cloud_settings.runs.iterdir())
+    folder = next((tmp_path / "home/runs").iterdir())
     assert not (folder / "call").exists(), "what went up is not kept"
     assert b"very-secret" not in b"".join(one.read_bytes() for one in folder.rglob("*") if one.is_file())
 
 
 def test_jobs_run_side_by_side_and_are_futures(
-    tmp_path: Path, control: Control, cloud_settings: Settings, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(
         tmp_path / "proj",
@@ -135,7 +130,7 @@ def test_jobs_run_side_by_side_and_are_futures(
 
 
 def test_what_has_no_source_goes_by_value_and_more_than_the_codec_takes_by_pickle(
-    tmp_path: Path, control: Control, cloud_settings: Settings, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(
         tmp_path / "proj",
@@ -196,13 +191,13 @@ if __name__ == "__main__":
 """
 
 
-def test_a_scripts_own_classes_and_functions_are_found_there(tmp_path: Path, cloud_settings: Settings) -> None:
+def test_a_scripts_own_classes_and_functions_are_found_there(tmp_path: Path) -> None:
     done = run(write(tmp_path / "proj", "script.py", SCRIPT), "train")
     assert done.stdout == "Config(rate=1.0) returned\n", done.stderr
 
 
 def test_a_script_that_ends_waits_for_its_jobs_and_another_process_reads_them(
-    tmp_path: Path, control: Control, cloud_settings: Settings, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "proj", "script.py", SCRIPT)
     done = run(path)
@@ -214,9 +209,7 @@ def test_a_script_that_ends_waits_for_its_jobs_and_another_process_reads_them(
         gpujobs.Job.from_id("nosuchrun")
 
 
-def test_ctrl_c_cancels_and_the_machine_is_released(
-    tmp_path: Path, control: Control, cloud_settings: Settings
-) -> None:
+def test_ctrl_c_cancels_and_the_machine_is_released(tmp_path: Path, control: Control) -> None:
     path = write(tmp_path / "proj", "script.py", SCRIPT)
     with subprocess.Popen(
         [sys.executable, str(path), "sleep"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -230,7 +223,7 @@ def test_ctrl_c_cancels_and_the_machine_is_released(
 
 
 def test_what_a_killed_process_had_begun_goes_on_in_another(
-    tmp_path: Path, control: Control, cloud_settings: Settings, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, control: Control, cloud_settings: Settings
 ) -> None:
     path = write(
         tmp_path / "proj",
@@ -251,7 +244,7 @@ def test_what_a_killed_process_had_begun_goes_on_in_another(
         assert process.stdout is not None
         process.stdout.readline()
         process.kill()
-    (run_id,) = os.listdir(cloud_settings.runs)
+    run_id = next(cloud_settings.runs.iterdir()).name
     job = gpujobs.Job.from_id(run_id)
     assert gpujobs.Job.from_id(run_id) is job
     assert job.running()
@@ -262,7 +255,7 @@ def test_what_a_killed_process_had_begun_goes_on_in_another(
 
 
 def test_cancel_ends_the_future_at_once_and_the_machine_in_the_background(
-    tmp_path: Path, control: Control, cloud_settings: Settings, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = load(write(tmp_path / "proj", "script.py", SCRIPT), monkeypatch)
     job = script.sleep.submit(600)
@@ -283,7 +276,7 @@ def test_cancel_ends_the_future_at_once_and_the_machine_in_the_background(
 
 
 def test_what_keeps_a_run_from_its_work_is_raised(
-    tmp_path: Path, control: Control, cloud_settings: Settings, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(
         tmp_path / "proj",
