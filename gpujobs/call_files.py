@@ -33,8 +33,8 @@ class Call:
 
 def write_call(folder: Path, call: Call, source: Source, *, trust_remote: bool) -> None:
     """Write a call's folder; raises BadInput that names the argument, or what a closure holds, that cannot go."""
-    for path in ("lib/gpujobs", "out"):
-        private_folder(private_folder(folder) / path)
+    for path in ("", "lib", "lib/gpujobs", "out"):
+        private_folder(folder / path)
     for name, text in call_files().items():
         _write(folder / name, text)
     in_main, by_value = source.module == "__main__", source.by_value
