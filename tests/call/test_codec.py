@@ -460,3 +460,20 @@ def test_the_encoder_holds_nothing_back() -> None:
     file = io.BytesIO()
     Encoder(file).put({"a": [1, (2, {3})]})
     assert file.getvalue()[:1] == b"d"
+
+
+# torch, where it is
+
+
+def test_tensors_and_state_dicts_come_back_as_safetensors(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="NOT RUN: torch is not installed, so no tensor has come back here")
+    pytest.importorskip("safetensors", reason="NOT RUN: safetensors is not installed")
+    layer = torch.nn.Linear(3, 2)
+    found = there_and_back(
+        {"state": layer.state_dict(), "half": torch.arange(4)[::2].half(), "one": layer.bias}, tmp_path
+    )
+    assert type(found["state"]) is OrderedDict
+    assert list(found["state"]) == ["weight", "bias"]
+    assert torch.equal(found["state"]["weight"], layer.weight)
+    assert (found["half"].dtype, found["half"].tolist()) == (torch.float16, [0.0, 2.0])
+    assert torch.equal(found["one"], layer.bias)
