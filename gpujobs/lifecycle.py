@@ -121,7 +121,9 @@ def steps(host: Host, run_id: str, *, stop: StopToken, reporter: Reporter, unend
     with host.guarded(run_id, stop, unended=unended) as held:
         run = held.ledger.get_run(run_id)
         recipe = Recipe.model_validate_json(run.recipe_json)
-        news = NewsWriter(RunFolder(host.settings.runs / run_id).news, reporter)
+        folder = RunFolder(host.settings.runs / run_id)
+        folder.make(recipe)  # another host may have opened the run
+        news = NewsWriter(folder.news, reporter)
         job = Job(host=held, run=run, recipe=recipe, stop=stop, reporter=news)
         return (yield from _Life(job).steps())
 
