@@ -8,7 +8,7 @@ from typing import Literal
 from gpujobs import backends
 from gpujobs.backends import Backend
 from gpujobs.clock import StopToken
-from gpujobs.errors import Cancelled, GpujobsError
+from gpujobs.errors import Busy, Cancelled, GpujobsError, LetGo
 from gpujobs.host import Host
 from gpujobs.ledger_rows import ENDED, MachineRecord, Run
 from gpujobs.lifecycle import execute
@@ -84,12 +84,20 @@ def recover(host: Host) -> Sequence[str]:
 
 
 def _end_run(host: Host, run_id: str, reporter: Reporter) -> None:
-    """Take the run up only to end it: its work is stopped, what there is comes home, its machine is released."""
-    if host.ledger.get_run(run_id).state in ENDED:  # it came to its end meanwhile
-        return
+    """Take the run up only to end it: its work is stopped, what there is comes home, its machine is released.
+
+    Raises Busy where somebody drives it by now.
+    """
     stop = StopToken()
     stop.stop(Cancelled("nobody drove this run any more; the reaper ended it"))
-    execute(host, run_id, stop=stop, reporter=reporter)
+    try:
+        outcome = execute(host, run_id, stop=stop, reporter=reporter, unended=True)
+    except Busy:
+        if host.ledger.get_run(run_id).state not in ENDED:  # else it came to its end meanwhile
+            raise
+        return
+    if outcome.state == "running":
+        raise LetGo(outcome.error)
 
 
 def _backends(host: Host) -> Iterator[Backend]:
