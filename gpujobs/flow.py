@@ -20,6 +20,7 @@ from prefect.states import Cancelled, Completed, Failed
 
 from gpujobs import errors, lifecycle, settings
 from gpujobs.clock import StopToken
+from gpujobs.deploy_guard import refusal
 from gpujobs.flow_log import RunLog
 from gpujobs.flow_page import Page
 from gpujobs.flow_work import Done, Work
@@ -59,6 +60,8 @@ async def run_recipe(recipe: Recipe) -> State[Any]:
     if context is None or context.flow_run is None or not isinstance(context.client, PrefectClient):
         raise MissingContextError("run_recipe is a flow: call it as one")
     async with seated() as seat:
+        if state := await refusal(seat.host, recipe, run_id):
+            return state
         log = RunLog(get_run_logger(), where=str(seat.host.settings.runs / run_id / "output.log"))
         begun_before = seat.resumes or context.flow_run.run_count > 1
         page = Page(seat.host, run_id, context.flow_run, context.client, reporter=log, known=begun_before)
