@@ -18,6 +18,7 @@ from prefect.states import Cancelled, Completed, Failed
 
 from gpujobs import errors, lifecycle, settings
 from gpujobs.clock import StopToken
+from gpujobs.deploy_guard import refusal
 from gpujobs.flow_log import RunLog
 from gpujobs.flow_work import Done, Work
 from gpujobs.host import Host
@@ -52,6 +53,8 @@ async def run_recipe(recipe: Recipe) -> State[Any]:
     """Rent a GPU machine, run the recipe on it, bring the results home, switch it off."""
     flow_run_id = str(flow_run.id)
     async with seated() as seat:
+        if state := await refusal(seat.host, recipe, run_id_of(flow_run_id)):
+            return state
         log = RunLog(get_run_logger(), where=str(seat.host.settings.runs / run_id_of(flow_run_id) / "output.log"))
         driver = Driver(seat, run_id_of(flow_run_id), log)
         return await driver.run(recipe, flow_run_id)

@@ -45,7 +45,7 @@ def submit(settings: Settings, api: str, recipe: Recipe, wait_s: float = 60.0) -
     if mine and mine.url == api:
         controller.check_environment(settings, recipe.secrets)
     deployment_id = _deployment_id(api, time.monotonic() + wait_s)
-    made = _ask(
+    made = ask(
         api,
         "POST",
         f"/deployments/{deployment_id}/create_flow_run",
@@ -61,18 +61,18 @@ def submit(settings: Settings, api: str, recipe: Recipe, wait_s: float = 60.0) -
 
 def flow_run_state(api: str, flow_run_id: str) -> tuple[str, str, str]:
     """Give a flow run's state: its type ("RUNNING"), its name, and its message; raises NotFound."""
-    state = _ask(api, "GET", f"/flow_runs/{flow_run_id}")["state"] or {}
+    state = ask(api, "GET", f"/flow_runs/{flow_run_id}")["state"] or {}
     return str(state.get("type", "")), str(state.get("name", "")), str(state.get("message") or "")
 
 
 def cancel(api: str, flow_run_id: str) -> None:
     """Ask for a flow run's cancelling; one that is over stays as it is. Raises NotFound."""
-    _ask(api, "POST", f"/flow_runs/{flow_run_id}/set_state", {"state": {"type": "CANCELLING"}})
+    ask(api, "POST", f"/flow_runs/{flow_run_id}/set_state", {"state": {"type": "CANCELLING"}})
 
 
 def logs(api: str, flow_run_id: str, offset: int = 0) -> Sequence[str]:
     """Give up to 200 lines of a flow run's log, in order, from the line `offset` on."""
-    found = _ask(
+    found = ask(
         api,
         "POST",
         "/logs/filter",
@@ -81,25 +81,28 @@ def logs(api: str, flow_run_id: str, offset: int = 0) -> Sequence[str]:
     return [str(line["message"]) for line in found]
 
 
-def _deployment_id(api: str, deadline: float) -> str:
-    while True:
-        try:
-            return str(_ask(api, "GET", f"/deployments/name/{DEPLOYMENT}")["id"])
-        except (NotFound, Unavailable) as error:
-            if time.monotonic() >= deadline:
-                remedy = "start a host there with: gpujobs serve"
-                raise GpujobsError(f"{api} has no deployment {DEPLOYMENT}; {remedy}") from error
-        time.sleep(0.1)
+def ask(api: str, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    """Ask once, and again while the server is only too busy: what is asked must be such that it may be asked twice.
 
-
-def _ask(api: str, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-    """Ask once, and again while the server is only too busy: all that is asked here may be asked twice."""
+    Raises NotFound, BadInput where the server refuses the values, BadCredentials, Unavailable.
+    """
     deadline = time.monotonic() + _BUSY_S
     while True:
         reply = _send(api, method, path, body)
         if reply.status_code not in _BUSY or time.monotonic() >= deadline:
             return _read(api, path, reply)
         time.sleep(0.5)
+
+
+def _deployment_id(api: str, deadline: float) -> str:
+    while True:
+        try:
+            return str(ask(api, "GET", f"/deployments/name/{DEPLOYMENT}")["id"])
+        except (NotFound, Unavailable) as error:
+            if time.monotonic() >= deadline:
+                remedy = "start a host there with: gpujobs serve"
+                raise GpujobsError(f"{api} has no deployment {DEPLOYMENT}; {remedy}") from error
+        time.sleep(0.1)
 
 
 def _send(api: str, method: str, path: str, body: Mapping[str, Any] | None) -> requests.Response:
@@ -117,7 +120,7 @@ def _read(api: str, path: str, reply: requests.Response) -> Any:
     if reply.status_code == requests.codes.not_found:
         raise NotFound(f"the Prefect API at {api} knows no {path}")
     if reply.status_code in {409, 422}:
-        raise BadInput(f"the Prefect API refuses the recipe: {_detail(reply)}")
+        raise BadInput(f"the Prefect API refuses it: {_detail(reply)}")
     if not reply.ok:
         raise Unavailable(f"the Prefect API at {api} answers {reply.status_code}: {_detail(reply)}")
     return reply.json() if reply.content else None

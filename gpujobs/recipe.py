@@ -1,13 +1,12 @@
 """What to run, as the user writes it: the recipe's model. Reading it from a file is `recipe_file`'s."""
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
-from zoneinfo import available_timezones
 
 from pydantic import AliasChoices, Field, ValidationInfo, field_validator, model_validator
 
+from gpujobs.recipe_schedule import Schedule
 from gpujobs.recipe_types import AtLeast, Names, Script, Seconds, Strict, Text, Word
 
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -17,7 +16,6 @@ _INFRA = re.compile(r"[a-z][a-z0-9_]*(/[^/\s]+)?")
 _SNAPSHOT_NAME = r"[a-z0-9][a-z0-9._-]{0,62}"
 _SNAPSHOT_TAG = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 _SNAPSHOT_IMAGE = re.compile(rf"snapshot:{_SNAPSHOT_NAME}(:{_SNAPSHOT_TAG})?")
-_CRON_FIELDS = 5
 
 
 class Volume(Strict):
@@ -150,31 +148,6 @@ class OnFailure(Strict):
         description="Keep the machine for a look so long, then release it",
         examples=["30m"],
     )
-
-
-class Schedule(Strict):
-    """When a deployment of this recipe runs by itself."""
-
-    cron: Word = Field(description="Minute, hour, day, month, day of the week", examples=["0 2 * * *"])
-    timezone: Word = Field(default="Asia/Shanghai", examples=["Asia/Shanghai"])
-    if_running: Literal["skip"] = Field(default="skip", examples=["skip"])
-    max_lateness: Seconds = Field(default=3600, json_schema_extra={"default": "1h"}, examples=["1h"])
-
-    @field_validator("cron")
-    @classmethod
-    def _cron(cls, value: str) -> str:
-        if len(value.split()) != _CRON_FIELDS:
-            raise ValueError(f'{value!r} is not a cron line of five fields; write it quoted, as "0 2 * * *"')
-        return value
-
-    @field_validator("timezone")
-    @classmethod
-    def _timezone(cls, value: str) -> str:
-        known = available_timezones()  # empty where the system keeps no zones
-        if known and value not in known:
-            near = difflib.get_close_matches(value, known, n=1, cutoff=0.5) or ["Asia/Shanghai"]
-            raise ValueError(f"{value!r} is not a time zone; did you mean {near[0]}?")
-        return value
 
 
 class AutoDLSection(Strict):

@@ -31,10 +31,12 @@ from prefect.settings import PREFECT_WORKER_QUERY_SECONDS, temporary_settings
 from prefect.types.entrypoint import EntrypointType
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 
-from gpujobs.errors import Busy
+from gpujobs.deploy import deploy_forms
+from gpujobs.errors import Busy, GpujobsError
 from gpujobs.flow import run_recipe
 from gpujobs.host import Host
 from gpujobs.prefect_api import DEPLOYMENT, POOL, run_id_of
+from gpujobs.prefect_login import login
 from gpujobs.settings import Settings, private_opener
 from gpujobs.worker_floor import Floor
 from gpujobs.worker_upkeep import Upkeep
@@ -142,6 +144,7 @@ async def _serve(host: Host, over: threading.Event) -> None:
             return
         client = (await stack.enter_async_context(AsyncClientContext.get_or_create())).client
         await _deploy()
+        await _deploy_forms(host.settings)
         floor, name = Floor(host, client), worker_name(host.settings)
         upkeep = Upkeep(host, floor, client)
         await upkeep.take_over(name)
@@ -181,6 +184,16 @@ async def _deploy() -> None:
         tags=["gpujobs"],
     )
     await deployment.aapply()
+
+
+async def _deploy_forms(settings: Settings) -> None:
+    """Make the empty forms; a host without them runs recipes all the same."""
+    api = login().get("PREFECT_API_URL")
+    try:
+        if api:
+            await asyncio.to_thread(deploy_forms, settings, api)
+    except GpujobsError as error:
+        _log.warning("the forms are not deployed: %s", error)
 
 
 async def _work(floor: Floor, name: str) -> None:

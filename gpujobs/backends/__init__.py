@@ -8,7 +8,7 @@ from typing import Protocol
 
 from gpujobs.clock import Clock
 from gpujobs.errors import BadInput
-from gpujobs.models import Access, Event, Image, ImageRef, Machine, Offer
+from gpujobs.models import Access, Catalogue, Event, Image, ImageRef, Machine, Offer
 from gpujobs.recipe import Recipe
 from gpujobs.settings import Account, Settings
 
@@ -116,3 +116,9 @@ def load(name: str, settings: Settings, *, clock: Clock) -> Backend:
         raise BadInput(f"{name.upper()}_TOKEN is not set; get a token in the provider's console and export it")
     factory: Factory = importlib.import_module(f"{__name__}.{name}").open_backend
     return factory(account, clock=clock)
+
+
+def catalogue(name: str) -> Catalogue:
+    """Give the GPUs and regions that the provider's document names; needs no token and asks nobody."""
+    found: Catalogue = importlib.import_module(f"{__name__}.{name}").CATALOGUE
+    return found
