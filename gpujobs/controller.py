@@ -23,6 +23,7 @@ from gpujobs.prefect_database import lay_out
 from gpujobs.prefect_login import login
 from gpujobs.settings import Settings, private_folder, private_opener
 
+_NO_STRANGERS = "content-security-policy:connect-src 'self' data: blob:"  # its pages would ask a maker of statistics
 _STOP_S = 12.0  # the host lets go of its runs in this time
 _CHILDREN: list["subprocess.Popen[bytes]"] = []  # a Popen that is collected while its process lives warns
 
@@ -155,7 +156,7 @@ def _start_server(settings: Settings) -> tuple[str, tuple[int, str]]:
     for name in _account_names("TOKEN"):
         environment.pop(name, None)  # the server needs no cloud's token
     command = ["-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
-    options = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"]
+    options = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "warning", "--header", _NO_STRANGERS]
     return f"{origin}/api", _spawn(settings, "server", [*command, *options], environment)
 
 
