@@ -20,6 +20,7 @@ from gpujobs.errors import Busy, Cancelled, GpujobsError, LetGo
 from gpujobs.ledger import Ledger, open_ledger
 from gpujobs.models import Event, Machine
 from gpujobs.settings import Settings
+from gpujobs.store import Store
 from gpujobs.watch import Watch, Watcher
 
 _JOIN_S = 2.0
@@ -61,6 +62,7 @@ class Host:
             str, tuple[Ledger, str]
         ] = {}  # by the provider's id of a machine: for whom, our name of it
         self._guard = Guard(ledger, clock=clock, timing=timing)
+        self.store = Store(settings.store) if settings.store else None  # one that cannot be is refused before any rent
         self._lease: Lease | None = None  # of the run that this host was given for
 
     @classmethod

@@ -155,6 +155,8 @@ class _Life:
                 failed = yield from self._attempts_until_one_counts()
             if any(record.id is None for record in self._ledger.machines(job.run.id)):
                 yield from self._try("release", self._sweep)
+            if job.host.settings.store and self._attempt is not None:
+                yield from self._try("store", self._store)
             return self._finish(failed)
         except LetGo as error:
             return self._outcome("running", error.exit_code, str(error))
@@ -316,6 +318,15 @@ class _Life:
                     self._job.reporter.note(f"{record.name} was made after all; releasing it")
                     self._ledger.record_created(record.name, late.id, region=late.region, created_at=late.created_at)
                     release(self._job.host, backend, late, within_s=self._job.host.timing.release_s)
+
+    def _store(self) -> None:
+        """Put logs and outputs where every host finds them, unless they are on the disk of a host that died."""
+        job, store = self._job, self._job.host.store
+        last = self._ledger.attempts(job.run.id)[-1]
+        if last.log_sha256 and last.log_sha256 != job.folder.log_sha256():
+            job.reporter.note("logs and outputs are on the host that pulled them, and not in the store")
+        elif store is not None:
+            store.put_run(job.run.id, job.folder.path)
 
     def _finish(self, failed: GpujobsError | None) -> Outcome:
         cancelled = self._job.stop.error

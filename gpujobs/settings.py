@@ -33,6 +33,7 @@ class Settings:
     home: Path
     database_url: str
     owner: str
+    store: str = field(default="", repr=False)  # an fsspec URL that all hosts share; empty: each keeps its own files
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     accounts: Mapping[str, Account] = field(default_factory=dict)  # laid over the environment: from Prefect blocks
 
@@ -65,6 +66,7 @@ def load() -> Settings:
         or _text(config, "database_url")
         or f"sqlite:///{home.absolute()}/ledger.db",
         owner=_owner(os.environ.get("GPUJOBS_OWNER") or _text(config, "owner")),
+        store=os.environ.get("GPUJOBS_STORE") or _text(config, "store"),
         config=config,
     )
 
