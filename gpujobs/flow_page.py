@@ -21,6 +21,7 @@ from prefect.events import emit_event
 from gpujobs import flow_facts
 from gpujobs.errors import GpujobsError
 from gpujobs.flow_facts import Facts, artifact_key, read_facts
+from gpujobs.flow_log import RunLog
 from gpujobs.flow_moves import Moves
 from gpujobs.flow_work import Work
 from gpujobs.host import Host
@@ -210,3 +211,8 @@ class Page:
         if done.error is not None:
             raise done.error
         return done.value
+
+
+async def tell_end(host: Host, run_id: str, flow_run: FlowRun, client: PrefectClient) -> None:
+    """Bring the page of a run to its end that ended while Prefect, or its own host, was away."""
+    await Page(host, run_id, flow_run, client, reporter=RunLog(_log, where=""), known=True).end()

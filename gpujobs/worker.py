@@ -33,6 +33,7 @@ from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker
 
 from gpujobs.errors import Busy
 from gpujobs.flow import run_recipe
+from gpujobs.flow_outbox import Outbox
 from gpujobs.host import Host
 from gpujobs.prefect_api import DEPLOYMENT, POOL, run_id_of
 from gpujobs.settings import Settings, private_opener
@@ -141,6 +142,7 @@ async def _serve(host: Host, over: threading.Event) -> None:
         if not await _reached(ended):
             return
         client = (await stack.enter_async_context(AsyncClientContext.get_or_create())).client
+        await stack.enter_async_context(Outbox(client).installed())
         await _deploy()
         floor, name = Floor(host, client), worker_name(host.settings)
         upkeep = Upkeep(host, floor, client)
