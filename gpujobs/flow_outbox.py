@@ -6,6 +6,7 @@ Prefect's own sender drops a batch after a minute of trying.
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -16,7 +17,7 @@ from prefect.client.schemas.actions import LogCreate
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging.handlers import set_api_log_sink
 
-EVERY_S = 1.0
+EVERY_S = 2.0
 BATCH_BYTES = 2 * 1024 * 1024
 HELD_BYTES = 64 * 1024 * 1024  # of all runs together
 TRIES = 10  # of a batch at a server that is there, and fails each time
@@ -25,7 +26,20 @@ _SLOWEST_S = 10.0  # between two tries
 _LATER = {408, 429}
 _RECORD_BYTES = 600  # of each, beside its message
 
+_LOOK_S = 0.1
+_installed: "list[Outbox]" = []  # as Prefect's sink is the process's, so is this
+
 _log = logging.getLogger(__name__)
+
+
+async def drained(within_s: float) -> bool:
+    """Wait until Prefect has every line that this process wrote so far; False where it has not in time."""
+    ends_s = time.monotonic() + within_s
+    while any(outbox.holding for outbox in _installed):
+        if time.monotonic() >= ends_s:
+            return False
+        await asyncio.sleep(_LOOK_S)
+    return True
 
 
 class Outbox:
@@ -39,15 +53,22 @@ class Outbox:
         self._held_bytes = self._dropped = self._failures = 0
         self._over = asyncio.Event()
 
+    @property
+    def holding(self) -> bool:
+        """Whether there are lines that Prefect does not have yet."""
+        return bool(self._held)
+
     @asynccontextmanager
     async def installed(self) -> AsyncIterator[None]:
         """Take every log line of this process that is meant for Prefect, and send what is held before it ends."""
+        _installed.append(self)
         set_api_log_sink(self.put)
         sending = asyncio.ensure_future(self._send_until_over())
         try:
             yield
         finally:
             set_api_log_sink(None)
+            _installed.remove(self)
             self._over.set()
             await asyncio.wait([sending], timeout=DRAIN_S)
             sending.cancel()

@@ -10,10 +10,12 @@ from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.sorting import LogSort
 
 from gpujobs.flow_log import OUTPUT_BYTES, RunLog, told_of
+from gpujobs.flow_outbox import drained
 from gpujobs.flow_work import Work
 from gpujobs.host import Host
 from gpujobs.run_folder import RunFolder
 
+DRAINED_S = 20.0  # for what this process itself has still to send
 _PAGE = 200  # what Prefect gives at most
 _PAGES = 5
 
@@ -30,7 +32,7 @@ async def catch_up(log: RunLog, host: Host, run_id: str, flow_run_id: UUID, clie
         return
     attempt, path, size = known.value
     try:
-        told = await _told(client, flow_run_id, attempt)
+        told = await _told(client, flow_run_id, attempt) if await drained(DRAINED_S) else None
     except Exception as error:  # noqa: BLE001 - the job goes on, whatever Prefect says
         _log.info("run %s: what its log tells is not known: %s", run_id, error)
         told = None

@@ -144,9 +144,9 @@ class Floor:
             _log.error("run %s could not go on", run_id, exc_info=done.error)
             return
         if flow_run is not None:
-            await tell_end(self._host, run_id, flow_run, self._client)
             state = end_state(done.value.state, done.value.error, done.value.cost_cny)
             await self._client.set_flow_run_state(flow_run.id, state, force=True)
+            await tell_end(self._host, run_id, flow_run, self._client)
 
     async def _load(self, flow_run: FlowRun) -> Flow[Any, Any]:
         """Import the deployment's flow; raises BadInput where that takes steps that would move this whole process."""

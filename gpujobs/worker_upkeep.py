@@ -125,9 +125,9 @@ class Upkeep:
         never: State[Any] = Cancelled(message="cancelled before it began")
         if run is not None and run.state in ENDED:
             if since and run.ended_at and since < run.ended_at:  # else it has been sent on its way again
-                await tell_end(self._host, run.id, flow_run, self._client)
                 state = end_state(run.state, run.error, run.cost_cny)
                 await self._client.set_flow_run_state(flow_run.id, state, force=True)
+                await tell_end(self._host, run.id, flow_run, self._client)
             elif cancelling:
                 await self._client.set_flow_run_state(flow_run.id, never, force=True)
         elif (run is None or run.state == "submitted") and (orphan or cancelling):

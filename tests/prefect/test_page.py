@@ -47,6 +47,12 @@ def found_by(desk: Desk, *tags: str) -> Sequence[str]:
     return [one["id"] for one in desk.ask("POST", "/flow_runs/filter", body)]
 
 
+def labels(desk: Desk, flow_run_id: str) -> set[str]:
+    """Our labels of a flow run, written as its tags are."""
+    found = desk.ask("GET", f"/flow_runs/{flow_run_id}")["labels"]
+    return {f"{name.removeprefix('gpujobs.')}:{value}" for name, value in found.items() if name.startswith("gpujobs.")}
+
+
 def files_under(*folders: Path) -> Sequence[Path]:
     return [path for folder in folders for path in folder.rglob("*") if path.is_file()]
 
@@ -142,9 +148,8 @@ def test_a_wait_of_some_seconds_has_a_progress_artifact_in_its_phase(shown: Show
 def test_run_is_found_by_each_of_its_tags(shown: Shown, desk: Desk) -> None:
     named = ["backend:matrixdc", "gpu:4090", "region:host-cluster", "owner:tester", "recipe:digits_2.x"]
     assert found_by(desk, "gpujobs", *named, f"run:{shown.run_id}") == [shown.flow_run_id]
-    labels = desk.ask("GET", f"/flow_runs/{shown.flow_run_id}")["labels"]
-    ours = {name.removeprefix("gpujobs."): value for name, value in labels.items() if name.startswith("gpujobs.")}
-    assert {f"{name}:{value}" for name, value in ours.items()} == {*named, f"run:{shown.run_id}"}
+    until(lambda: labels(desk, shown.flow_run_id))
+    assert labels(desk, shown.flow_run_id) == {*named, f"run:{shown.run_id}"}
 
 
 def test_each_phase_and_the_end_is_an_event_that_automations_can_hear(shown: Shown, desk: Desk) -> None:

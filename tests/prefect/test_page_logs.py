@@ -1,6 +1,7 @@
 """The job's output on a flow run's page: in order, with no gap and no repeat, whoever drives the run."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ from gpujobs import controller, flow_outbox, process
 from gpujobs.flow_outbox import Outbox
 from tests.cloud import Control
 from tests.prefect.desk import Desk, starts_and_left, until
+from tests.prefect.test_page import artifacts, rows
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("retry")]
 
@@ -48,6 +50,15 @@ def assert_told_once(desk: Desk, run_id: str, flow_run_id: str) -> None:
     assert len(pieces) < 30  # gathered, not line by line
 
 
+def assert_page_is_whole(desk: Desk, flow_run_id: str) -> None:
+    """Each artifact is there, once, and tells the end."""
+    until(lambda: "t-cost" in artifacts(desk, flow_run_id), within_s=60)
+    found = artifacts(desk, flow_run_id)
+    assert rows(found["t-summary"]["data"])["Result"] == "succeeded"
+    assert "gone at" in rows(found["t-summary"]["data"])["Machine"]
+    assert len(json.loads(found["t-cost"]["data"])) == 2
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_output_is_told_once_though_the_host_ends_amid_it(desk: Desk, truth: Control, number: signal.Signals) -> None:
     run_id, flow_run_id = desk.submit(COUNTS)
@@ -58,8 +69,20 @@ def test_output_is_told_once_though_the_host_ends_amid_it(desk: Desk, truth: Con
     controller.up(desk.settings)
     assert desk.ended(flow_run_id)[0] == "COMPLETED"
     assert_told_once(desk, run_id, flow_run_id)
+    assert_page_is_whole(desk, flow_run_id)
     assert len([machine for machine in truth.machines() if f"-{run_id}-" in machine["name"]]) == 1
     assert starts_and_left(truth, run_id)[1] == []
+
+
+def test_page_is_whole_though_the_server_was_away_when_the_run_ended(desk: Desk) -> None:
+    run_id, flow_run_id = desk.submit(COUNTS)
+    desk.wrote(run_id, "line 20\n")
+    os.kill(desk.controller().server_pid, signal.SIGKILL)
+    until(lambda: desk.run(run_id).state == "succeeded", within_s=60)
+    controller.up(desk.settings)
+    assert desk.ended(flow_run_id)[0] == "COMPLETED"
+    assert_told_once(desk, run_id, flow_run_id)
+    assert_page_is_whole(desk, flow_run_id)
 
 
 class Server:
