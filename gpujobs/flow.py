@@ -23,6 +23,7 @@ from gpujobs.clock import StopToken
 from gpujobs.deploy_guard import refusal
 from gpujobs.flow_log import RunLog
 from gpujobs.flow_page import Page
+from gpujobs.flow_told import catch_up
 from gpujobs.flow_work import Done, Work
 from gpujobs.host import Host
 from gpujobs.ledger_rows import ENDED, Run
@@ -64,6 +65,8 @@ async def run_recipe(recipe: Recipe) -> State[Any]:
             return state
         log = RunLog(get_run_logger(), where=str(seat.host.settings.runs / run_id / "output.log"))
         begun_before = seat.resumes or context.flow_run.run_count > 1
+        if begun_before:
+            await catch_up(log, seat.host, run_id, context.flow_run.id, context.client)
         page = Page(seat.host, run_id, context.flow_run, context.client, reporter=log, known=begun_before)
         async with page.kept():
             return await Driver(seat, run_id, log, reporter=page).run(recipe, flow_run_id)
@@ -106,7 +109,10 @@ class Driver:
 
     def _open(self, recipe: Recipe, flow_run_id: str) -> Run:
         lifecycle.open_run(self._host, recipe, run_id=self._run_id, flow_run_id=flow_run_id)
-        return self._host.ledger.get_run(self._run_id)
+        known = self._host.ledger.get_run(self._run_id)
+        if known.state in ENDED and not self._resumes:  # it is retried: that it was cancelled then says nothing of now
+            self._host.ledger.update_run(known.id, cancel_requested_at=None)
+        return known
 
     async def drive(self) -> Outcome:
         """Take the run's steps one by one, each as a Prefect task; raises Busy where another process drives it."""

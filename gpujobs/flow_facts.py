@@ -17,6 +17,7 @@ from gpujobs.run_folder import RunFolder
 
 UNKNOWN = "unknown"
 _SCRIPT_CHARS = 2000
+_SMALL_CNY = 0.1
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~$])")
 _PLAIN_STEP = re.compile(
     r"(?=[A-Za-z0-9_.-]{1,24}\Z)(?![0-9a-fA-F-]{16,}\Z)"
@@ -238,8 +239,8 @@ def _cost_row(attempt: Attempt, bill: Bill | None) -> dict[str, Any]:
 
 
 def _money(amount: float | None) -> str:
-    return UNKNOWN if amount is None else f"{amount:.2f}"
+    return UNKNOWN if amount is None else f"{amount:.4f}" if 0 < amount < _SMALL_CNY else f"{amount:.2f}"
 
 
 def _cny(amount: float | None) -> str:
-    return UNKNOWN if amount is None else f"{amount:.2f} CNY"
+    return UNKNOWN if amount is None else f"{_money(amount)} CNY"

@@ -34,6 +34,7 @@ from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker
 from gpujobs.deploy import deploy_forms
 from gpujobs.errors import Busy, GpujobsError
 from gpujobs.flow import run_recipe
+from gpujobs.flow_outbox import Outbox
 from gpujobs.host import Host
 from gpujobs.prefect_api import DEPLOYMENT, POOL, run_id_of
 from gpujobs.prefect_login import login
@@ -143,6 +144,7 @@ async def _serve(host: Host, over: threading.Event) -> None:
         if not await _reached(ended):
             return
         client = (await stack.enter_async_context(AsyncClientContext.get_or_create())).client
+        await stack.enter_async_context(Outbox(client).installed())
         await _deploy()
         await _deploy_forms(host.settings)
         floor, name = Floor(host, client), worker_name(host.settings)
