@@ -10,7 +10,7 @@ import pytest
 
 from tests.prefect.desk import Desk
 
-pytestmark = pytest.mark.xdist_group("deploy")
+pytestmark = [pytest.mark.xdist_group("deploy"), pytest.mark.timeout(300)]
 
 RECIPE = """\
 name: {name}
