@@ -10,8 +10,10 @@ from typing import Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import State
-from prefect.exceptions import Abort, PrefectSignal
+from prefect.context import FlowRunContext
+from prefect.exceptions import Abort, MissingContextError, PrefectSignal
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
@@ -20,10 +22,12 @@ from gpujobs import errors, lifecycle, settings
 from gpujobs.clock import StopToken
 from gpujobs.deploy_guard import refusal
 from gpujobs.flow_log import RunLog
+from gpujobs.flow_page import Page
 from gpujobs.flow_work import Done, Work
 from gpujobs.host import Host
 from gpujobs.ledger_rows import ENDED, Run
 from gpujobs.lifecycle import Outcome, Step
+from gpujobs.models import Reporter
 from gpujobs.prefect_api import run_id_of
 from gpujobs.recipe import Recipe
 
@@ -52,12 +56,17 @@ def _flow_run_name() -> str:
 async def run_recipe(recipe: Recipe) -> State[Any]:
     """Rent a GPU machine, run the recipe on it, bring the results home, switch it off."""
     flow_run_id = str(flow_run.id)
+    context, run_id = FlowRunContext.get(), run_id_of(flow_run_id)
+    if context is None or context.flow_run is None or not isinstance(context.client, PrefectClient):
+        raise MissingContextError("run_recipe is a flow: call it as one")
     async with seated() as seat:
-        if state := await refusal(seat.host, recipe, run_id_of(flow_run_id)):
+        if state := await refusal(seat.host, recipe, run_id):
             return state
-        log = RunLog(get_run_logger(), where=str(seat.host.settings.runs / run_id_of(flow_run_id) / "output.log"))
-        driver = Driver(seat, run_id_of(flow_run_id), log)
-        return await driver.run(recipe, flow_run_id)
+        log = RunLog(get_run_logger(), where=str(seat.host.settings.runs / run_id / "output.log"))
+        begun_before = seat.resumes or context.flow_run.run_count > 1
+        page = Page(seat.host, run_id, context.flow_run, context.client, reporter=log, known=begun_before)
+        async with page.kept():
+            return await Driver(seat, run_id, log, reporter=page).run(recipe, flow_run_id)
 
 
 @asynccontextmanager
@@ -73,10 +82,10 @@ async def seated() -> AsyncIterator[Seat]:
 class Driver:
     """Drives one run on an event loop. A cancelled coroutine stops the run, and still sees its steps to their end."""
 
-    def __init__(self, seat: Seat, run_id: str, log: RunLog) -> None:
-        """Take where to run, what, and where to tell of it."""
+    def __init__(self, seat: Seat, run_id: str, log: RunLog, *, reporter: Reporter) -> None:
+        """Take where to run, what, and where to tell of it: `reporter` passes on to `log`."""
         self._host, self._stop, self._run_id, self._log = seat.host, seat.stop, run_id, log
-        self._resumes = seat.resumes
+        self._reporter, self._resumes, self._told_stop = reporter, seat.resumes, False
         self._drained_at: float | None = None  # when a cancelled run must have ended
 
     async def run(self, recipe: Recipe, flow_run_id: str) -> State[Any]:
@@ -91,6 +100,8 @@ class Driver:
         except errors.GpujobsError as error:
             return Failed(message=str(error))
         self._tell(outcome)
+        if outcome.state == "failed" and isinstance(self._stop.error, errors.Cancelled):  # a cancel ends as Cancelled
+            return Cancelled(message=f"cancelled; it had failed: {outcome.error}")
         return end_state(outcome.state, outcome.error, outcome.cost_cny)
 
     def _open(self, recipe: Recipe, flow_run_id: str) -> Run:
@@ -99,7 +110,7 @@ class Driver:
 
     async def drive(self) -> Outcome:
         """Take the run's steps one by one, each as a Prefect task; raises Busy where another process drives it."""
-        life = lifecycle.steps(self._host, self._run_id, stop=self._stop, reporter=self._log)
+        life = lifecycle.steps(self._host, self._run_id, stop=self._stop, reporter=self._reporter)
         flusher = asyncio.ensure_future(self._flush())
         error: Exception | None = None
         try:
@@ -108,6 +119,7 @@ class Driver:
                 if isinstance(step, Outcome):
                     return step
                 error = await self._take(step)
+                self._tell_stop()
         finally:
             flusher.cancel()
             self._log.flush(force=True)
@@ -168,7 +180,13 @@ class Driver:
     async def _flush(self) -> None:
         while True:
             await asyncio.sleep(1.0)
+            self._tell_stop()
             self._log.flush()
+
+    def _tell_stop(self) -> None:
+        if self._stop.stopped and not self._told_stop:
+            self._told_stop = True
+            self._log.note(f"stopping: {self._stop.error}")
 
     def _tell(self, outcome: Outcome) -> None:
         for name, path in outcome.outputs.items():

@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from gpujobs.flow_facts import amount_text
+
 QUIET_S = 1.0  # output is gathered for so long at least
 PIECE_BYTES = 64 * 1024  # … or until there is so much of it
 OUTPUT_BYTES = 8 * 1024 * 1024  # what a log takes of the job's output; the file has it all
@@ -42,7 +44,7 @@ class RunLog:
         if done != total and now - self._told.setdefault(what, now) < _PROGRESS_S:
             return
         self._told[what] = now
-        self.logger.info("%s: %d of %s", what, done, "?" if total is None else total)
+        self.logger.info("%s: %s", what, amount_text(what, done, total))
 
     def note(self, text: str) -> None:
         """Write what the user should know."""

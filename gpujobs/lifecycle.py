@@ -20,9 +20,11 @@ from gpujobs.errors import (
     Busy,
     Cancelled,
     GpujobsError,
+    JobFailed,
     LetGo,
     MachineLost,
     NoCapacity,
+    OverLimit,
     Unavailable,
 )
 from gpujobs.host import Host, describe_bug
@@ -183,12 +185,17 @@ class _Life:
         except LetGo:
             raise
         except GpujobsError as error:
-            failed = error
+            failed = self._why_failed(error)
         except Exception as error:  # noqa: BLE001 - a bug of ours must not leave a machine rented
             failed = describe_bug(error)
         if self._attempt is not None:
             failed = yield from self._end_steps(self._attempt, failed)
         return failed
+
+    def _why_failed(self, error: GpujobsError) -> GpujobsError:
+        """Give the cancel where there was one: only what the job itself came to counts more."""
+        cancel = self._job.stop.error
+        return cancel if isinstance(cancel, Cancelled) and not isinstance(error, JobFailed | OverLimit) else error
 
     def _end_steps(
         self, attempt: Attempt, failed: GpujobsError | None, *, begun_at: str = ""
@@ -220,7 +227,8 @@ class _Life:
             yield self._step(name, call)
         except LetGo:
             raise
-        except Cancelled:  # of a machine that was only kept for a look
+        except Cancelled:  # the work is over: what is called off is saving its disk, or keeping it for a look
+            self._job.reporter.note(f"{name}: called off")
             return None
         except GpujobsError as error:
             self._job.reporter.note(f"{name}: {error}")
@@ -257,9 +265,10 @@ class _Life:
                 self._choices = list(plan.choices)
                 self._ledger.update_run(job.run.id, estimate_cny=plan.estimate_cny)
                 return
-            if self._clock.monotonic() - started >= job.recipe.retry.wait:
+            waited_s = self._clock.monotonic() - started
+            if waited_s >= job.recipe.retry.wait:
                 raise NoCapacity(trouble)
-            job.reporter.phase("plan", "waiting for a free card")
+            job.reporter.progress("waiting for a free card", round(waited_s), job.recipe.retry.wait)
             job.stop.sleep(self._clock, job.host.timing.stock_s * job.host.dice.uniform(0.8, 1.2))
 
     def _provision(self) -> None:
@@ -307,6 +316,9 @@ class _Life:
                     release(self._job.host, backend, late, within_s=self._job.host.timing.release_s)
 
     def _finish(self, failed: GpujobsError | None) -> Outcome:
+        cancelled = self._job.stop.error
+        if failed is None and isinstance(cancelled, Cancelled):
+            failed = Cancelled(f"{cancelled}, when its work had succeeded and its outputs were here")
         state = "succeeded" if failed is None else "cancelled" if isinstance(failed, Cancelled) else "failed"
         outcome = self._outcome(state, failed.exit_code if failed else 0, str(failed or ""))
         self._ledger.update_run(

@@ -84,10 +84,11 @@ class Desk:
             time.sleep(0.2)
         assert count == 1
 
-    def create(self, recipe: Any, *, deployment: str = prefect_api.DEPLOYMENT) -> str:
+    def create(self, recipe: Any, *, deployment: str = prefect_api.DEPLOYMENT, **more: Any) -> str:
         """Create a flow run with these parameters, whatever they are, as the UI's form would; give its id."""
+        until(lambda: self.deployments(deployment.rpartition("/")[2]), within_s=60)  # a host makes them as it starts
         found = self.ask("GET", f"/deployments/name/{deployment}")
-        body = {"parameters": {"recipe": recipe}}
+        body = {"parameters": {"recipe": recipe}, **more}
         return str(self.ask("POST", f"/deployments/{found['id']}/create_flow_run", body)["id"])
 
     def deployments(self, name: str) -> Sequence[Any]:

@@ -95,6 +95,6 @@ def test_progress_is_told_every_half_minute_and_at_the_end(
 ) -> None:
     for second in range(70):
         hand.now = float(second)
-        log.progress("push", second, 100)
-    log.progress("push", 100, 100)
-    assert said(caplog) == ["push: 30 of 100", "push: 60 of 100", "push: 100 of 100"]
+        log.progress("uploading x", second, 100)
+    log.progress("uploading x", 100, 100)
+    assert said(caplog) == [f"uploading x: {done} B of 100 B" for done in (30, 60, 100)]
