@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -131,7 +132,8 @@ def _check_pool(api: str, pool: str) -> None:
     except NotFound as error:
         if pool != POOL:
             raise BadInput(f"{api} has no work pool {pool}; make it there, or leave --pool out") from error
-        ask(api, "POST", "/work_pools/", {"name": POOL, "type": POOL})
+        with suppress(BadInput):  # a host has made it this moment
+            ask(api, "POST", "/work_pools/", {"name": POOL, "type": POOL})
 
 
 def _schedule(schedule: Schedule) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Recipes deployed into a real Prefect server: the form that starts them, and the schedule that is not always obeyed."""
+"""Recipes deployed into a real Prefect server: the form that starts them, and schedules that are not always obeyed."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,21 +12,24 @@ import requests
 from gpujobs import deploy, prefect_api
 from gpujobs.deploy import Deployed
 from gpujobs.deploy_page import description, look
-from gpujobs.errors import BadInput
+from gpujobs.errors import BadInput, Unavailable
 from gpujobs.host import Host
 from gpujobs.prefect_api import run_id_of
 from gpujobs.recipe import Recipe
 from tests.cloud import Control, recipe_for
 from tests.prefect.desk import FINAL, Desk, starts_and_left, until
 
-pytestmark = pytest.mark.xdist_group("deploy")
+pytestmark = [pytest.mark.xdist_group("deploy"), pytest.mark.timeout(300)]  # a busy machine takes its time
 YEARLY = "0 3 1 1 *"
 LONG = "366d"
 
 
 def made(desk: Desk, name: str, **parts: Any) -> Deployed:
     recipe = recipe_for("autodl", name=name, max_duration="10m", **parts)
-    return deploy.deploy(desk.settings, desk.api, recipe, name=name, description="…")
+    for _ in range(3):
+        with suppress(Unavailable):  # its database stands still on a busy machine; nothing was made, or all of it
+            return deploy.deploy(desk.settings, desk.api, recipe, name=name, description="…")
+    raise AssertionError("the server does not answer")
 
 
 def shown(desk: Desk, name: str) -> Mapping[str, Any]:
@@ -36,15 +40,17 @@ def shown(desk: Desk, name: str) -> Mapping[str, Any]:
 def start(desk: Desk, deployed: Deployed, **groups: Any) -> requests.Response:
     """Start it as the UI does: each group that is sent takes the place of the deployment's own."""
     path = f"{desk.api}/deployments/{deployed.id}/create_flow_run"
-    return requests.post(path, json={"parameters": groups}, timeout=30)
+    replies = (requests.post(path, json={"parameters": groups}, timeout=60) for _ in range(100))
+    return next(reply for reply in replies if reply.status_code != 503)  # SQLite under many writers
 
 
 def due(desk: Desk, deployed: Deployed, *, days: float, runs: int = 10) -> Sequence[str]:
     """Let Prefect's scheduler make the runs that were due in the last `days`; give their ids, earliest first."""
     now = datetime.now(UTC)
-    body = {"start_time": (now - timedelta(days=days)).isoformat(), "end_time": now.isoformat(), "max_runs": runs}
+    body = {"start_time": (now - timedelta(days=days)).isoformat(), "end_time": now.isoformat(), "min_runs": runs}
     desk.ask("POST", f"/deployments/{deployed.id}/schedule", body)
-    return [run["id"] for run in flow_runs(desk, deployed) if run["expected_start_time"] < now.isoformat()]
+    made = [run for run in flow_runs(desk, deployed) if run["auto_scheduled"]]
+    return [run["id"] for run in made if datetime.fromisoformat(run["expected_start_time"]) < now]
 
 
 def flow_runs(desk: Desk, deployed: Deployed) -> Sequence[Mapping[str, Any]]:
@@ -96,7 +102,7 @@ def test_deploying_again_keeps_what_was_set_in_the_ui(desk: Desk) -> None:
 def test_the_form_starts_a_run_with_another_value(desk: Desk, truth: Control) -> None:
     deployed = made(desk, "form", run="echo lr=$LR seed=$SEED", envs={"LR": "0.1", "SEED": "1"})
     flow_run = start(desk, deployed, envs={"LR": "0.02", "SEED": "1"}).json()
-    kind, _, message = desk.ended(flow_run["id"])
+    kind, _, message = desk.ended(flow_run["id"], within_s=120)
     assert kind == "COMPLETED", message
     run_id = run_id_of(flow_run["id"])
     desk.wrote(run_id, "lr=0.02 seed=1")
@@ -126,7 +132,7 @@ def test_what_the_server_cannot_check_fails_before_anything_is_rented(
     deployed = made(desk, "loose")
     job = {**shown(desk, "loose")["parameters"]["job"], field: value}
     flow_run_id = start(desk, deployed, job=job).json()["id"]
-    kind, _, message = desk.ended(flow_run_id)
+    kind, _, message = desk.ended(flow_run_id, within_s=120)
     assert (kind, words in message, "nothing was rented" in message) == ("FAILED", True, True), message
     assert_unknown(desk, truth, flow_run_id)
 
@@ -142,38 +148,38 @@ def assert_unknown(desk: Desk, truth: Control, flow_run_id: str) -> None:
 def test_a_scheduled_run_that_comes_too_late_is_skipped_until_somebody_wants_it(desk: Desk, truth: Control) -> None:
     deployed = made(desk, "late", schedule=yearly(max_lateness="30s"))
     [flow_run_id] = due(desk, deployed, days=367, runs=1)
-    kind, name, message = desk.ended(flow_run_id)
+    kind, name, message = desk.ended(flow_run_id, within_s=120)
     assert (kind, name) == ("CANCELLED", "Skipped")
     assert "late, max_lateness is 30s; nothing was rented" in message
     assert "it was due at" in message
     assert_unknown(desk, truth, flow_run_id)
     again = {"type": "SCHEDULED", "name": "AwaitingRetry"}
     desk.ask("POST", f"/flow_runs/{flow_run_id}/set_state", {"state": again})
-    until(lambda: desk.state(flow_run_id, FINAL)[1] != "Skipped", within_s=60)
-    assert desk.ended(flow_run_id)[0] == "COMPLETED"
+    until(lambda: desk.state(flow_run_id, FINAL)[1] != "Skipped", within_s=120)
+    assert desk.ended(flow_run_id, within_s=120)[0] == "COMPLETED"
 
 
 def test_a_run_by_hand_is_never_late(desk: Desk) -> None:
     deployed = made(desk, "by-hand", schedule=yearly(max_lateness="1s"))
     early = {"state": {"type": "SCHEDULED", "state_details": {"scheduled_time": "2026-01-01T00:00:00Z"}}}
     flow_run = desk.ask("POST", f"/deployments/{deployed.id}/create_flow_run", early)
-    assert desk.ended(flow_run["id"])[0] == "COMPLETED"
+    assert desk.ended(flow_run["id"], within_s=120)[0] == "COMPLETED"
 
 
 def test_a_scheduled_run_is_skipped_while_the_one_before_it_lives(desk: Desk, truth: Control) -> None:
     deployed = made(desk, "overlap", run="echo begun; exec sleep 600", schedule=yearly(max_lateness=LONG))
     first = start(desk, deployed).json()["id"]
-    desk.wrote(run_id_of(first), "begun")
+    desk.wrote(run_id_of(first), "begun", within_s=120)
     [second] = due(desk, deployed, days=366, runs=1)
-    kind, name, message = desk.ended(second)
+    kind, name, message = desk.ended(second, within_s=120)
     assert (kind, name) == ("CANCELLED", "Skipped")
     assert f"overlap-{run_id_of(first)} of this deployment is still running" in message
     assert_unknown(desk, truth, second)
     by_hand = start(desk, deployed).json()["id"]  # who starts it by hand has seen the other
-    desk.wrote(run_id_of(by_hand), "begun")
+    desk.wrote(run_id_of(by_hand), "begun", within_s=120)
     for flow_run_id in (first, by_hand):
         prefect_api.cancel(desk.api, flow_run_id)
-        assert desk.ended(flow_run_id)[0] == "CANCELLED"
+        assert desk.ended(flow_run_id, within_s=120)[0] == "CANCELLED"
 
 
 def test_of_two_that_are_due_at_once_one_runs(desk: Desk) -> None:
@@ -181,11 +187,11 @@ def test_of_two_that_are_due_at_once_one_runs(desk: Desk) -> None:
     deployed = made(desk, "pair", run="echo begun; exec sleep 600", schedule=schedule)
     pair = due(desk, deployed, days=(datetime.now(UTC) - datetime(datetime.now(UTC).year, 1, 1, tzinfo=UTC)).days + 1)
     assert len(pair) == 2
-    until(lambda: [one for one in pair if prefect_api.flow_run_state(desk.api, one)[1] == "Skipped"], within_s=60)
+    until(lambda: [one for one in pair if prefect_api.flow_run_state(desk.api, one)[1] == "Skipped"], within_s=120)
     [runs] = [one for one in pair if prefect_api.flow_run_state(desk.api, one)[1] != "Skipped"]
-    desk.wrote(run_id_of(runs), "begun")
+    desk.wrote(run_id_of(runs), "begun", within_s=120)
     prefect_api.cancel(desk.api, runs)
-    assert desk.ended(runs)[0] == "CANCELLED"
+    assert desk.ended(runs, within_s=120)[0] == "CANCELLED"
 
 
 def test_late_runs_do_not_keep_the_one_that_is_in_time_from_running(desk: Desk, truth: Control) -> None:
@@ -197,8 +203,8 @@ def test_late_runs_do_not_keep_the_one_that_is_in_time_from_running(desk: Desk, 
     deployed = made(desk, "pile", schedule=schedule)
     *late, in_time = due(desk, deployed, days=(now - last).days + 95)
     assert len(late) >= 2
-    assert {desk.ended(one)[1] for one in late} == {"Skipped"}
-    assert desk.ended(in_time)[0] == "COMPLETED"
+    assert {desk.ended(one, within_s=120)[1] for one in late} == {"Skipped"}
+    assert desk.ended(in_time, within_s=120)[0] == "COMPLETED"
     assert starts_and_left(truth, run_id_of(in_time)) == (1, [])
 
 
