@@ -155,6 +155,7 @@ class Attempt:
     def _start(self, shell: Shell) -> None:
         runner = self._runner(shell)
         if runner.status().phase in _NOT_BEGUN:
+            self.job.host.ledger.check_hold()
             runner.start()
 
     def _follow(self, shell: Shell) -> None:
@@ -162,6 +163,7 @@ class Attempt:
         with folder.appending() as log:
 
             def keep(data: bytes) -> None:
+                self.job.host.check_hold()
                 log.write(data)
                 self.job.reporter.output(data)
 
@@ -177,6 +179,7 @@ class Attempt:
     def _check_log(self) -> None:
         """Hold promise 4: the log here is what the machine recorded, byte for byte; fetched anew once if it is not."""
         folder, exit_ = self.job.folder, self._exit
+        self.job.host.ledger.check_hold()  # the log may be another's by now
         if (folder.log_size(), folder.log_sha256()) != (exit_.log_size, exit_.sha256):
             _log.warning("%s: the log here differs from the machine's; fetching it again", self.name)
             folder.drop_log()

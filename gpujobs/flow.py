@@ -110,7 +110,9 @@ class Driver:
 
     async def drive(self) -> Outcome:
         """Take the run's steps one by one, each as a Prefect task; raises Busy where another process drives it."""
-        life = lifecycle.steps(self._host, self._run_id, stop=self._stop, reporter=self._reporter)
+        life = lifecycle.steps(
+            self._host, self._run_id, stop=self._stop, reporter=self._reporter, unended=self._resumes
+        )
         flusher = asyncio.ensure_future(self._flush())
         error: Exception | None = None
         try:

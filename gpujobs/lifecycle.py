@@ -97,9 +97,9 @@ def open_run(host: Host, recipe: Recipe, *, run_id: str, flow_run_id: str | None
         return
 
 
-def execute(host: Host, run_id: str, *, stop: StopToken, reporter: Reporter) -> Outcome:
-    """Drive a run to its end in this thread; raises Busy when another living process drives it."""
-    life = steps(host, run_id, stop=stop, reporter=reporter)
+def execute(host: Host, run_id: str, *, stop: StopToken, reporter: Reporter, unended: bool = False) -> Outcome:
+    """Drive a run to its end in this thread; raises Busy as `steps` does."""
+    life = steps(host, run_id, stop=stop, reporter=reporter, unended=unended)
     error: Exception | None = None
     with closing(life):  # whatever else ends us gives the lease back now, not when the garbage is collected
         while True:
@@ -115,16 +115,18 @@ def execute(host: Host, run_id: str, *, stop: StopToken, reporter: Reporter) -> 
                 error = raised
 
 
-def steps(host: Host, run_id: str, *, stop: StopToken, reporter: Reporter) -> Steps:
+def steps(host: Host, run_id: str, *, stop: StopToken, reporter: Reporter, unended: bool = False) -> Steps:
     """Give the run's steps one by one; throw into it what a step raised. Exhaust it: its value is the outcome.
 
-    Raises Busy when another living process drives the run.
+    Raises Busy when another living process drives the run, and with `unended` also when it is over.
     """
-    with host.guarded(run_id, stop):
-        run = host.ledger.get_run(run_id)
+    with host.guarded(run_id, stop, unended=unended) as held:
+        run = held.ledger.get_run(run_id)
         recipe = Recipe.model_validate_json(run.recipe_json)
-        news = NewsWriter(RunFolder(host.settings.runs / run_id).news, reporter)
-        job = Job(host=host, run=run, recipe=recipe, stop=stop, reporter=news)
+        folder = RunFolder(host.settings.runs / run_id)
+        folder.make(recipe)  # another host may have opened the run
+        news = NewsWriter(folder.news, reporter)
+        job = Job(host=held, run=run, recipe=recipe, stop=stop, reporter=news)
         return (yield from _Life(job).steps())
 
 
@@ -142,10 +144,10 @@ class _Life:
     def steps(self) -> Steps:
         job = self._job
         unfinished = [row for row in self._ledger.attempts(job.run.id) if row.ended_at is None]
-        self._ledger.update_run(
-            job.run.id, state="running", started_at=job.run.started_at or self._clock.now(), ended_at=None, error=""
-        )
         try:
+            self._ledger.update_run(
+                job.run.id, state="running", started_at=job.run.started_at or self._clock.now(), ended_at=None, error=""
+            )
             failed: GpujobsError | None = None
             if unfinished:
                 failed = yield from self._attempt_steps(unfinished[-1])
@@ -153,9 +155,9 @@ class _Life:
                 failed = yield from self._attempts_until_one_counts()
             if any(record.id is None for record in self._ledger.machines(job.run.id)):
                 yield from self._try("release", self._sweep)
+            return self._finish(failed)
         except LetGo as error:
             return self._outcome("running", error.exit_code, str(error))
-        return self._finish(failed)
 
     def _was_never_made(self, unfinished: list[AttemptRow], failed: GpujobsError | None) -> bool:
         return bool(unfinished) and failed is None and self._attempt is None

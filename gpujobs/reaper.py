@@ -8,7 +8,7 @@ from typing import Literal
 from gpujobs import backends
 from gpujobs.backends import Backend
 from gpujobs.clock import StopToken
-from gpujobs.errors import Cancelled, GpujobsError
+from gpujobs.errors import Busy, Cancelled, GpujobsError, LetGo
 from gpujobs.host import Host
 from gpujobs.ledger_rows import ENDED, MachineRecord, Run
 from gpujobs.lifecycle import execute
@@ -38,12 +38,11 @@ class ReapResult:
     failed: Sequence[tuple[str, str]]
 
 
-def survey(host: Host) -> Sequence[Found]:
-    """List every machine under our owner's prefix, and what is to become of it; raises Unavailable, BadCredentials."""
-    found: list[Found] = []
-    for backend in _backends(host):
-        found += _survey_one(host, backend)
-    return found
+def survey(host: Host, backend: Backend) -> Sequence[Found]:
+    """List every machine of ours on one backend, and what is to become of it; raises Unavailable, BadCredentials."""
+    prefix = f"gj-{host.settings.owner}-"
+    listed = [machine for machine in backend.find(prefix) if machine.status not in COSTS_NOTHING]
+    return [_judge(host, machine) for machine in listed if _is_ours(host, machine)]
 
 
 def reap(host: Host, *, yes: bool, reporter: Reporter) -> ReapResult:
@@ -57,7 +56,7 @@ def reap(host: Host, *, yes: bool, reporter: Reporter) -> ReapResult:
     failed: list[tuple[str, str]] = []
     for backend in _backends(host):
         try:
-            found = _survey_one(host, backend)
+            found = survey(host, backend)
             _mark_gone(host, backend, found)
         except GpujobsError as error:
             failed.append((backend.name, str(error)))
@@ -85,24 +84,26 @@ def recover(host: Host) -> Sequence[str]:
 
 
 def _end_run(host: Host, run_id: str, reporter: Reporter) -> None:
-    """Take the run up only to end it: its work is stopped, what there is comes home, its machine is released."""
-    if host.ledger.get_run(run_id).state in ENDED:  # it came to its end meanwhile
-        return
+    """Take the run up only to end it: its work is stopped, what there is comes home, its machine is released.
+
+    Raises Busy where somebody drives it by now.
+    """
     stop = StopToken()
     stop.stop(Cancelled("nobody drove this run any more; the reaper ended it"))
-    execute(host, run_id, stop=stop, reporter=reporter)
+    try:
+        outcome = execute(host, run_id, stop=stop, reporter=reporter, unended=True)
+    except Busy:
+        if host.ledger.get_run(run_id).state not in ENDED:  # else it came to its end meanwhile
+            raise
+        return
+    if outcome.state == "running":
+        raise LetGo(outcome.error)
 
 
 def _backends(host: Host) -> Iterator[Backend]:
     for name in backends.names():
         if host.settings.account(name).token:
             yield host.backend(name)
-
-
-def _survey_one(host: Host, backend: Backend) -> Sequence[Found]:
-    prefix = f"gj-{host.settings.owner}-"
-    listed = [machine for machine in backend.find(prefix) if machine.status not in COSTS_NOTHING]
-    return [_judge(host, machine) for machine in listed if _is_ours(host, machine)]
 
 
 def _is_ours(host: Host, machine: Machine) -> bool:

@@ -130,7 +130,8 @@ class Floor:
         logger = flow_run_logger(flow_run) if flow_run else _log
         log = RunLog(logger, where=str(self._host.settings.runs / run_id / "output.log"))
         work = Work(
-            lambda: lifecycle.execute(self._host, run_id, stop=stop, reporter=log), name=f"gpujobs-{run_id}"
+            lambda: lifecycle.execute(self._host, run_id, stop=stop, reporter=log, unended=True),
+            name=f"gpujobs-{run_id}",
         ).begun()
         done = await work
         log.flush(force=True)
