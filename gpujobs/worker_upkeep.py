@@ -53,7 +53,7 @@ class Upkeep:
     async def take_over(self, worker_name: str) -> None:
         """Before any run is taken: put back in the queue what our forerunner of this name took and never began."""
         for flow_run in await self._unended():
-            if flow_run.labels.get("prefect.worker.name") == worker_name:
+            if flow_run.state and flow_run.state.message == taken_by(worker_name):
                 await self._mend(flow_run, orphan=True)
 
     async def run(self) -> None:
@@ -144,6 +144,11 @@ class Upkeep:
         if done.error is not None:
             raise done.error
         return done.value
+
+
+def taken_by(worker_name: str) -> str:
+    """Give the message of the state of a flow run that a host has taken and has not begun."""
+    return f"taken by host {worker_name}"
 
 
 def _types(*types: StateType) -> FlowRunFilterState:
