@@ -20,7 +20,7 @@ from typing import Any
 
 import anyio.abc
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import AsyncClientContext
 from prefect.exceptions import Abort, ObjectAlreadyExists
@@ -38,6 +38,7 @@ from gpujobs.host import Host
 from gpujobs.prefect_api import DEPLOYMENT, POOL
 from gpujobs.settings import Settings, private_opener
 from gpujobs.worker_floor import Floor
+from gpujobs.worker_slots import LeasedSlots
 from gpujobs.worker_upkeep import Upkeep, taken_by
 
 LIMIT = 200  # runs at a time in one process; each costs a thread
@@ -103,8 +104,12 @@ class Worker(BaseWorker[BaseJobConfiguration, BaseVariables, Result]):
         return Result(identifier=str(flow_run.id), status_code=0)
 
 
-def serve(settings: Settings) -> int:
+def serve(settings: Settings, *, limit: int | None = None) -> int:
     """Run recipes until SIGTERM or SIGINT, then let go of those that run; raises Busy where another does already.
+
+    Args:
+        settings: whose home; one host serves it.
+        limit: how many runs the pool may have at a time, whatever the hosts: the team's quota. None: as it is.
 
     The event loop has a thread of its own: Prefect's engine puts a handler of its own on SIGTERM while a flow runs in
     the main thread.
@@ -119,7 +124,9 @@ def serve(settings: Settings) -> int:
         lock.truncate()
         lock.write(host.driver)
         lock.flush()
-        thread = threading.Thread(target=lambda: asyncio.run(_serve(host, over)), name="gpujobs-loop", daemon=True)
+        thread = threading.Thread(
+            target=lambda: asyncio.run(_serve(host, over, limit)), name="gpujobs-loop", daemon=True
+        )
         thread.start()
         while thread.is_alive() and not over.wait(1.0):
             pass
@@ -129,16 +136,19 @@ def serve(settings: Settings) -> int:
     return 0 if over.is_set() else 70
 
 
-async def _serve(host: Host, over: threading.Event) -> None:
+async def _serve(host: Host, over: threading.Event, limit: int | None) -> None:
     async with AsyncExitStack() as stack:
         stack.enter_context(temporary_settings({PREFECT_WORKER_QUERY_SECONDS: POLL_S}))
         ended = asyncio.ensure_future(_set(over))
         if not await _reached(ended):
             return
         client = (await stack.enter_async_context(AsyncClientContext.get_or_create())).client
-        await _deploy()
+        await _deploy(limit)
+        host.slots = slots = LeasedSlots(
+            str(client.api_url).rstrip("/"), host.ledger, driver=host.driver, clock=host.clock
+        )
         floor, name = Floor(host, client), worker_name(host.settings)
-        upkeep = Upkeep(host, floor, client)
+        upkeep = Upkeep(host, floor, client, tend=slots.tend)
         await upkeep.take_over(name)
         tasks = [asyncio.ensure_future(_work(floor, name)), asyncio.ensure_future(upkeep.run())]
         await ended
@@ -163,12 +173,14 @@ async def _reached(ended: "asyncio.Future[None]") -> bool:
     return False
 
 
-async def _deploy() -> None:
+async def _deploy(limit: int | None) -> None:
     """Make the pool and the deployment, or bring them up to date."""
     async with get_client() as client:
         template = Worker.get_default_base_job_template()
         with suppress(ObjectAlreadyExists):
             await client.create_work_pool(WorkPoolCreate(name=POOL, type=POOL, base_job_template=template))
+        if limit is not None:
+            await client.update_work_pool(POOL, WorkPoolUpdate(concurrency_limit=limit))
     deployment = await run_recipe.ato_deployment(
         name=DEPLOYMENT.rpartition("/")[2],
         work_pool_name=POOL,
