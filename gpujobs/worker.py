@@ -144,9 +144,8 @@ async def _serve(host: Host, over: threading.Event, limit: int | None) -> None:
             return
         client = (await stack.enter_async_context(AsyncClientContext.get_or_create())).client
         await _deploy(limit)
-        host.slots = slots = LeasedSlots(
-            str(client.api_url).rstrip("/"), host.ledger, driver=host.driver, clock=host.clock
-        )
+        api, leases = str(client.api_url).rstrip("/"), host.settings.home / "leases.json"
+        host.slots = slots = LeasedSlots(api, host.ledger, leases, driver=host.driver, clock=host.clock)
         floor, name = Floor(host, client), worker_name(host.settings)
         upkeep = Upkeep(host, floor, client, tend=slots.tend)
         await upkeep.take_over(name)

@@ -4,18 +4,21 @@ A lease is taken before a machine is rented, given back once it is gone, and ren
 One that is lost (the server was away for too long, or forgot it) is taken again: the machine is there, and works on.
 """
 
+import json
 import logging
 import threading
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from gpujobs import prefect_api
 from gpujobs.clock import Clock
 from gpujobs.errors import BadInput, GpujobsError
 from gpujobs.ledger import Ledger
 from gpujobs.ledger_rows import ENDED
+from gpujobs.settings import private_opener
 
 PREFIX = "gpujobs:"
-LEASE_S = 120.0  # so long after a host has died its places are free again, unless the next host has taken them up
+LEASE_S = 120.0  # so long after a host has died its places are free, unless another host of its home goes on with them
 TEND_S = 20.0
 _FULL_S = 3.0  # for so long nobody asks again after a limit that is used up
 
@@ -34,11 +37,14 @@ class Hold:
 class LeasedSlots:
     """The limits of a Prefect server; safe for many threads."""
 
-    def __init__(self, api: str, ledger: Ledger, *, driver: str, clock: Clock) -> None:
-        """Ask the API at `api`; `ledger` tells when a machine is gone, and which runs `driver` drives."""
-        self._api, self._ledger, self._driver, self._clock = api, ledger, driver, clock
+    def __init__(self, api: str, ledger: Ledger, path: Path, *, driver: str, clock: Clock) -> None:
+        """Ask the API at `api`; `ledger` tells when a machine is gone, and which runs `driver` drives.
+
+        The leases are written down at `path`, so that the next host of this home goes on with them.
+        """
+        self._api, self._ledger, self._path, self._driver, self._clock = api, ledger, path, driver, clock
         self._lock = threading.Lock()
-        self._holds: dict[str, Hold] = {}
+        self._holds = _read(path)
         self._returned: list[str] = []  # leases that the server has not heard of yet
         self._full: dict[tuple[str, int], float] = {}  # until when nobody asks again
         self._absent: set[str] = set()  # limits that did not exist when they were last asked for
@@ -68,6 +74,7 @@ class LeasedSlots:
             held = self._holds.pop(run_id, None)
             self._told.discard(run_id)
             self._full.clear()
+            self._write()
         if held and held.lease:
             self._return(held.lease)
 
@@ -112,6 +119,7 @@ class LeasedSlots:
             still = self._holds.get(run_id) is held
             if still:
                 self._holds[run_id] = Hold(limit=held.limit, count=held.count, lease=None if why else lease)
+                self._write()
             news = bool(why) and run_id not in self._told
             self._told.add(run_id) if why else self._told.discard(run_id)
         if not still and lease:
@@ -122,6 +130,17 @@ class LeasedSlots:
     def _keep(self, run_id: str, hold: Hold) -> None:
         with self._lock:
             self._holds[run_id] = hold
+            self._write()
+
+    def _write(self) -> None:
+        """Write the leases down at one blow; called with the lock held. What is not written runs out by itself."""
+        draft = self._path.with_suffix(".new")
+        try:
+            with open(draft, "w", encoding="utf-8", opener=private_opener) as file:
+                json.dump({run_id: asdict(hold) for run_id, hold in self._holds.items() if hold.lease}, file)
+            draft.replace(self._path)
+        except OSError as error:
+            _log.warning("%s could not be written: %s", self._path, error)
 
     def _return(self, lease: str) -> None:
         try:
@@ -132,6 +151,20 @@ class LeasedSlots:
 
     def _is_over(self, run_id: str) -> bool:
         """Whether the run's machine is gone, or another host drives the run, and holds places of its own."""
-        run = self._ledger.get_run(run_id)
+        try:
+            run = self._ledger.get_run(run_id)
+        except BadInput:  # another ledger than that of the host before us
+            return True
         alive = any(machine.alive for machine in self._ledger.machines(run_id))
         return (run.state in ENDED and not alive) or (bool(run.driver) and run.driver != self._driver)
+
+
+def _read(path: Path) -> dict[str, Hold]:
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+        return {run_id: Hold(**hold) for run_id, hold in written.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError) as error:
+        _log.warning("%s is not readable (%s): the leases in it run out by themselves", path, error)
+        return {}
