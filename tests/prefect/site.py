@@ -92,8 +92,8 @@ def _killed(process: "subprocess.Popen[bytes] | None") -> None:
 
 
 @contextmanager
-def opened(home: Path, fake: FakeServer) -> Iterator[tuple[Site, FixedDesk, Control, Settings]]:
-    """Start a server and a host on an empty home, with an environment that holds for the block."""
+def opened(home: Path, fake: FakeServer, *options: str) -> Iterator[tuple[Site, FixedDesk, Control, Settings]]:
+    """Start a server and a host, with those options, on an empty home; the environment holds for the block."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("PREFECT_", "GPUJOBS_"))]:
             patch.delenv(name)
@@ -107,7 +107,7 @@ def opened(home: Path, fake: FakeServer) -> Iterator[tuple[Site, FixedDesk, Cont
         settings = gpujobs_settings.load()
         try:
             site.start_server()
-            site.start_host()
+            site.start_host(*options)
             with open_ledger(settings.database_url) as ledger:
                 yield site, FixedDesk(settings=settings, ledger=ledger), Control(fake), settings
         finally:

@@ -23,8 +23,9 @@ UNTIL_TOLD = "echo begun; while [ ! -e /tmp/go ]; do sleep 0.2; done"
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, FixedDesk, Control]]:
-    with FakeServer(seed=1) as fake, opened(tmp_path_factory.mktemp("site"), fake) as (site, desk, truth, _):
-        until(lambda: desk.ask("POST", "/work_pools/filter", {}), within_s=90)
+    home = tmp_path_factory.mktemp("site")
+    with FakeServer(seed=1) as fake, opened(home, fake, "--limit", "20") as (site, desk, truth, _):
+        until(lambda: desk.deployments("run-recipe"), within_s=90)
         yield site, desk, truth
 
 
@@ -67,6 +68,10 @@ def let_go(truth: Control) -> None:
         containers.execute(name, "touch /tmp/go", timeout_s=30)
 
 
+def test_serve_sets_the_pools_limit(desk: FixedDesk) -> None:
+    assert desk.ask("GET", "/work_pools/gpujobs")["concurrency_limit"] == 20
+
+
 def test_pools_limit_is_how_many_runs_there_are_at_a_time(desk: FixedDesk, truth: Control) -> None:
     prefect_api.limit_runs(desk.api, 1)
     try:
@@ -80,7 +85,7 @@ def test_pools_limit_is_how_many_runs_there_are_at_a_time(desk: FixedDesk, truth
         let_go(truth)
         assert [desk.ended(flow_run_id)[0] for _, flow_run_id in runs] == ["COMPLETED"] * 2
     finally:
-        desk.ask("PATCH", "/work_pools/gpujobs", {"concurrency_limit": None})
+        prefect_api.limit_runs(desk.api, 20)
 
 
 @pytest.mark.usefixtures("one_place")
