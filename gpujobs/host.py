@@ -20,6 +20,7 @@ from gpujobs.errors import Busy, Cancelled, GpujobsError, LetGo
 from gpujobs.ledger import Ledger, open_ledger
 from gpujobs.models import Event, Machine
 from gpujobs.settings import Settings
+from gpujobs.slots import Slots, Unlimited
 from gpujobs.store import Store
 from gpujobs.watch import Watch, Watcher
 
@@ -54,6 +55,7 @@ class Host:
     ) -> None:
         """Take the parts; `open` is the usual way."""
         self.settings, self.ledger, self.clock, self.dice, self.timing = settings, ledger, clock, dice, timing
+        self.slots: Slots = Unlimited()  # whoever opens it for a team puts the team's limits here
         self.driver = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._lock = threading.Lock()
         self._backends: dict[str, Backend] = {}

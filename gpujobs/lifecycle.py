@@ -34,7 +34,7 @@ from gpujobs.models import Reporter
 from gpujobs.news import NewsWriter
 from gpujobs.plan import Choice, make_plan
 from gpujobs.recipe import Recipe
-from gpujobs.renting import Job, rent_first, resume
+from gpujobs.renting import Job, await_slot, rent_first, resume
 from gpujobs.run_folder import RunFolder
 from gpujobs.teardown import named, release
 
@@ -277,6 +277,8 @@ class _Life:
 
     def _provision(self) -> None:
         self._tries += 1
+        if await_slot(self._job, self._choices):
+            self._plan()  # what was free when the wait began may be so no longer
         machine = rent_first(self._job, self._choices)
         self._attempt = Attempt(self._job, machine)
         self._in_phase("provision", lambda: None)
@@ -334,6 +336,8 @@ class _Life:
             failed = Cancelled(f"{cancelled}, when its work had succeeded and its outputs were here")
         state = "succeeded" if failed is None else "cancelled" if isinstance(failed, Cancelled) else "failed"
         outcome = self._outcome(state, failed.exit_code if failed else 0, str(failed or ""))
+        if not outcome.machines_alive:
+            self._job.host.slots.give_back(self._job.run.id)
         self._ledger.update_run(
             self._job.run.id,
             state=state,
