@@ -19,6 +19,7 @@ from gpujobs.errors import (
     BootTimeout,
     Busy,
     Cancelled,
+    Detached,
     GpujobsError,
     LetGo,
     MachineLost,
@@ -30,7 +31,7 @@ from gpujobs.ledger_rows import Attempt as AttemptRow
 from gpujobs.ledger_rows import Run
 from gpujobs.models import Reporter
 from gpujobs.news import NewsWriter
-from gpujobs.plan import Choice, make_plan
+from gpujobs.plan import Choice, check_local, make_plan
 from gpujobs.recipe import Recipe
 from gpujobs.renting import Job, rent_first, resume
 from gpujobs.run_folder import RunFolder
@@ -122,7 +123,7 @@ def steps(host: Host, run_id: str, *, stop: StopToken, reporter: Reporter) -> St
         run = host.ledger.get_run(run_id)
         recipe = Recipe.model_validate_json(run.recipe_json)
         news = NewsWriter(RunFolder(host.settings.runs / run_id).news, reporter)
-        job = Job(host=host, run=run, recipe=recipe, stop=stop, reporter=news)
+        job = Job(host=host.under(recipe.credentials), run=run, recipe=recipe, stop=stop, reporter=news)
         return (yield from _Life(job).steps())
 
 
@@ -140,6 +141,7 @@ class _Life:
     def steps(self) -> Steps:
         job = self._job
         unfinished = [row for row in self._ledger.attempts(job.run.id) if row.ended_at is None]
+        self._check_reach(unfinished)
         self._ledger.update_run(
             job.run.id, state="running", started_at=job.run.started_at or self._clock.now(), ended_at=None, error=""
         )
@@ -154,6 +156,14 @@ class _Life:
         except LetGo as error:
             return self._outcome("running", error.exit_code, str(error))
         return self._finish(failed)
+
+    def _check_reach(self, unfinished: list[AttemptRow]) -> None:
+        """Let go of a run whose machine we have no credentials for now: it works on, and may be reached later."""
+        for row in unfinished:
+            try:
+                self._job.host.backend(row.backend)
+            except GpujobsError as error:
+                raise Detached(f"run {row.run_id} cannot go on here: {error}; {row.name} works on") from error
 
     def _was_never_made(self, unfinished: list[AttemptRow], failed: GpujobsError | None) -> bool:
         return bool(unfinished) and failed is None and self._attempt is None
@@ -246,6 +256,7 @@ class _Life:
     def _plan(self) -> None:
         """Find offers; where the recipe allows to wait for a free card, wait."""
         job, started = self._job, self._clock.monotonic()
+        check_local(job.host, job.recipe)
         while True:
             try:
                 job.stop.raise_if_stopped()

@@ -45,7 +45,7 @@ def submit(settings: Settings, api: str, recipe: Recipe, wait_s: float = 60.0) -
     if mine and mine.url == api:
         controller.check_environment(settings, recipe.secrets)
     deployment_id = _deployment_id(api, time.monotonic() + wait_s)
-    made = _ask(
+    made = ask(
         api,
         "POST",
         f"/deployments/{deployment_id}/create_flow_run",
@@ -61,18 +61,18 @@ def submit(settings: Settings, api: str, recipe: Recipe, wait_s: float = 60.0) -
 
 def flow_run_state(api: str, flow_run_id: str) -> tuple[str, str, str]:
     """Give a flow run's state: its type ("RUNNING"), its name, and its message; raises NotFound."""
-    state = _ask(api, "GET", f"/flow_runs/{flow_run_id}")["state"] or {}
+    state = ask(api, "GET", f"/flow_runs/{flow_run_id}")["state"] or {}
     return str(state.get("type", "")), str(state.get("name", "")), str(state.get("message") or "")
 
 
 def cancel(api: str, flow_run_id: str) -> None:
     """Ask for a flow run's cancelling; one that is over stays as it is. Raises NotFound."""
-    _ask(api, "POST", f"/flow_runs/{flow_run_id}/set_state", {"state": {"type": "CANCELLING"}})
+    ask(api, "POST", f"/flow_runs/{flow_run_id}/set_state", {"state": {"type": "CANCELLING"}})
 
 
 def logs(api: str, flow_run_id: str, offset: int = 0) -> Sequence[str]:
     """Give up to 200 lines of a flow run's log, in order, from the line `offset` on."""
-    found = _ask(
+    found = ask(
         api,
         "POST",
         "/logs/filter",
@@ -81,10 +81,27 @@ def logs(api: str, flow_run_id: str, offset: int = 0) -> Sequence[str]:
     return [str(line["message"]) for line in found]
 
 
+def blocks(api: str, kind: str) -> Mapping[str, Mapping[str, Any]]:
+    """Give the values of all named blocks of a type, by name; they hold secrets. Raises Unavailable, BadCredentials."""
+    wanted = {
+        "block_types": {"slug": {"any_": [kind]}},
+        "block_documents": {"is_anonymous": {"eq_": False}},
+        "include_secrets": True,
+    }
+    return {str(found["name"]): found["data"] for found in ask(api, "POST", "/block_documents/filter", wanted)}
+
+
+def block(api: str, kind: str, name: str) -> Mapping[str, Any]:
+    """Give the values of one block; they hold secrets. Raises NotFound, Unavailable, BadCredentials."""
+    path = f"/block_types/slug/{kind}/block_documents/name/{name}?include_secrets=true"
+    found: Mapping[str, Any] = ask(api, "GET", path)["data"]
+    return found
+
+
 def _deployment_id(api: str, deadline: float) -> str:
     while True:
         try:
-            return str(_ask(api, "GET", f"/deployments/name/{DEPLOYMENT}")["id"])
+            return str(ask(api, "GET", f"/deployments/name/{DEPLOYMENT}")["id"])
         except (NotFound, Unavailable) as error:
             if time.monotonic() >= deadline:
                 remedy = "start a host there with: gpujobs serve"
@@ -92,8 +109,11 @@ def _deployment_id(api: str, deadline: float) -> str:
         time.sleep(0.1)
 
 
-def _ask(api: str, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-    """Ask once, and again while the server is only too busy: all that is asked here may be asked twice."""
+def ask(api: str, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    """Ask once, and again while the server is only too busy: only for what may be asked twice.
+
+    Raises NotFound, BadInput where the server refuses what it is told, BadCredentials, Unavailable.
+    """
     deadline = time.monotonic() + _BUSY_S
     while True:
         reply = _send(api, method, path, body)
@@ -117,7 +137,7 @@ def _read(api: str, path: str, reply: requests.Response) -> Any:
     if reply.status_code == requests.codes.not_found:
         raise NotFound(f"the Prefect API at {api} knows no {path}")
     if reply.status_code in {409, 422}:
-        raise BadInput(f"the Prefect API refuses the recipe: {_detail(reply)}")
+        raise BadInput(f"the Prefect API refuses it: {_detail(reply)}")
     if not reply.ok:
         raise Unavailable(f"the Prefect API at {api} answers {reply.status_code}: {_detail(reply)}")
     return reply.json() if reply.content else None

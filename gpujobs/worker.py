@@ -31,6 +31,7 @@ from prefect.settings import PREFECT_WORKER_QUERY_SECONDS, temporary_settings
 from prefect.types.entrypoint import EntrypointType
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 
+from gpujobs import blocks
 from gpujobs.errors import Busy
 from gpujobs.flow import run_recipe
 from gpujobs.host import Host
@@ -174,6 +175,8 @@ async def _deploy() -> None:
         template = Worker.get_default_base_job_template()
         with suppress(ObjectAlreadyExists):
             await client.create_work_pool(WorkPoolCreate(name=POOL, type=POOL, base_job_template=template))
+        for kind in blocks.ALL:
+            await kind.aregister_type_and_schema(client=client)
     deployment = await run_recipe.ato_deployment(
         name=DEPLOYMENT.rpartition("/")[2],
         work_pool_name=POOL,

@@ -127,8 +127,7 @@ def reap(args: Namespace, out: Output) -> int:
 
 
 def _with_token(host: Host) -> Sequence[str]:
-    found = [name for name in backends.names() if host.settings.account(name).token]
-    if not found:
+    if not (found := host.usable()):
         tokens = " or ".join(f"{name.upper()}_TOKEN" for name in backends.names())
         raise BadInput(f"no backend has a token; set {tokens}, or use the fake cloud: --fake")
     return found
