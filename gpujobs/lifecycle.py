@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from gpujobs import errors
+from gpujobs import errors, notify
 from gpujobs.attempt import WORKING, Attempt
 from gpujobs.clock import StopToken
 from gpujobs.errors import (
@@ -155,7 +155,10 @@ class _Life:
                 yield from self._try("release", self._sweep)
         except LetGo as error:
             return self._outcome("running", error.exit_code, str(error))
-        return self._finish(failed)
+        outcome = self._finish(failed)
+        if job.recipe.notify:
+            yield Step(name="notify", attempt=0, call=partial(self._notify, outcome))
+        return outcome
 
     def _check_reach(self, unfinished: list[AttemptRow]) -> None:
         """Let go of a run whose machine we have no credentials for now: it works on, and may be reached later."""
@@ -331,6 +334,19 @@ class _Life:
             cost_cny=outcome.cost_cny,
         )
         return outcome
+
+    def _notify(self, outcome: Outcome) -> None:
+        """Tell those whom the recipe names; whatever comes of it, the run has ended as it has."""
+        job, names = self._job, self._job.recipe.notify
+        job.reporter.phase("notify", ", ".join(names))
+        try:
+            run, alive = self._ledger.get_run(job.run.id), outcome.machines_alive
+            told = notify.end_message(run, outputs=outcome.outputs, log=outcome.log, machines_alive=alive)
+            troubles = notify.send(job.host.settings, names, told)
+        except GpujobsError as error:
+            troubles = [f"{', '.join(names)} not told: {error}"]
+        for trouble in troubles:
+            job.reporter.note(trouble)
 
     def _outcome(self, state: str, exit_code: int, error: str) -> Outcome:
         job = self._job

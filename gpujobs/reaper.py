@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
-from gpujobs import backends
+from gpujobs import backends, notify
 from gpujobs.backends import Backend
 from gpujobs.clock import StopToken
 from gpujobs.errors import Cancelled, GpujobsError
@@ -101,7 +101,12 @@ class _Pass:
             try:
                 _account_of(self._host, record)
             except GpujobsError as error:
-                self.failed.append((record.name, str(error)))
+                self._failed(record.name, record.run_id, error)
+
+    def _failed(self, machine: str, run_id: str | None, error: GpujobsError) -> None:
+        self.failed.append((machine, str(error)))
+        if run_id is not None:
+            notify.release_failed(self._host.settings, self._host.ledger.get_run(run_id), machine, str(error))
 
     def _end(self, backend: Backend, one: Found) -> None:
         self._reporter.note(f"releasing {one.machine.name} on {backend.name}: {one.why}")
@@ -110,8 +115,9 @@ class _Pass:
                 _end_run(self._host, one.run_id, self._reporter)
             release(self._host, backend, one.machine, within_s=self._host.timing.release_s)
         except GpujobsError as error:
-            self.failed.append((one.machine.name, str(error)))
+            self._failed(one.machine.name, one.run_id, error)
         else:
+            notify.released(self._host.settings, one.machine.name)
             self.released.append(one.machine)
 
 
