@@ -15,6 +15,7 @@ from gpujobs.recipe import Recipe
 from gpujobs.settings import Settings
 
 DEPLOYMENT = "run-recipe/run-recipe"
+REAPER = "reap/reap"
 POOL = "gpujobs"  # and the type of the pool
 _TIMEOUT_S = (5.0, 30.0)
 _BUSY = {429, 503}  # SQLite under many writers
@@ -44,11 +45,11 @@ def submit(settings: Settings, api: str, recipe: Recipe, wait_s: float = 60.0) -
     mine = controller.status(settings)
     if mine and mine.url == api:
         controller.check_environment(settings, recipe.secrets)
-    deployment_id = _deployment_id(api, time.monotonic() + wait_s)
+    deployment = deployment_id(api, DEPLOYMENT, time.monotonic() + wait_s)
     made = ask(
         api,
         "POST",
-        f"/deployments/{deployment_id}/create_flow_run",
+        f"/deployments/{deployment}/create_flow_run",
         {
             "parameters": {"recipe": recipe.model_dump(mode="json", exclude_unset=True)},
             "tags": ["gpujobs", f"recipe:{recipe.name}"],
@@ -98,14 +99,15 @@ def block(api: str, kind: str, name: str) -> Mapping[str, Any]:
     return found
 
 
-def _deployment_id(api: str, deadline: float) -> str:
+def deployment_id(api: str, name: str, deadline: float) -> str:
+    """Give the id of the deployment `name`, waiting for it until `deadline` of the monotonic clock."""
     while True:
         try:
-            return str(ask(api, "GET", f"/deployments/name/{DEPLOYMENT}")["id"])
+            return str(ask(api, "GET", f"/deployments/name/{name}")["id"])
         except (NotFound, Unavailable) as error:
             if time.monotonic() >= deadline:
                 remedy = "start a host there with: gpujobs serve"
-                raise GpujobsError(f"{api} has no deployment {DEPLOYMENT}; {remedy}") from error
+                raise GpujobsError(f"{api} has no deployment {name}; {remedy}") from error
         time.sleep(0.1)
 
 

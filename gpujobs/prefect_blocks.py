@@ -35,9 +35,9 @@ class PrefectBlocks:
 
         return prefect_api.api_url(self._settings) or ""
 
-    def accounts(self, backend: str) -> _Values:
-        """Give the values of every credential block for `backend`, by the blocks' names."""
-        return self._kept(f"{backend}-credentials")
+    def accounts(self, backend: str, *, having: str = "") -> _Values:
+        """Give the values of every credential block for `backend`, by name; `having` may be a moment old."""
+        return self._kept(f"{backend}-credentials", having)
 
     def secret(self, name: str) -> str:
         """Give the value of the Secret block for the variable `name`, "" where there is none."""
@@ -47,12 +47,13 @@ class PrefectBlocks:
         """Give the Apprise URL of the notification block `name`, "" where there is none."""
         return self._value("gpujobs-notification", name, "url")
 
-    def _kept(self, kind: str) -> _Values:
+    def _kept(self, kind: str, having: str) -> _Values:
         from gpujobs import prefect_api  # noqa: PLC0415 - as above
 
         with self._lock:
             read_at, known = self._read.get(kind, (None, {}))
-            if read_at is not None and self._now() - read_at < _FRESH_S:
+            fresh = read_at is not None and self._now() - read_at < _FRESH_S
+            if fresh and (not having or having in known):
                 return known
             if not (api := self.place):
                 return known

@@ -37,8 +37,8 @@ class Blocks(Protocol):
         """The server's address; empty where none is known, and all is as if it kept nothing."""
         ...
 
-    def accounts(self, backend: str) -> Mapping[str, Mapping[str, Any]]:
-        """Give the values of every credential block for `backend`, by the blocks' names."""
+    def accounts(self, backend: str, *, having: str = "") -> Mapping[str, Mapping[str, Any]]:
+        """Give the values of every credential block for `backend`, by name; `having` may be a moment old."""
         ...
 
     def secret(self, name: str) -> str:
@@ -77,7 +77,7 @@ class Settings:
         own = _account(backend, self.config)
         if is_fake() or (own.token and not block):
             return own
-        kept = self.blocks.accounts(backend) if self.blocks else {}
+        kept = self.blocks.accounts(backend, having=block) if self.blocks else {}
         name = block or DEFAULT_BLOCK
         if name in kept:
             return _account_of_block(backend, name, kept[name])

@@ -35,7 +35,8 @@ from gpujobs import blocks
 from gpujobs.errors import Busy
 from gpujobs.flow import run_recipe
 from gpujobs.host import Host
-from gpujobs.prefect_api import DEPLOYMENT, POOL, run_id_of
+from gpujobs.prefect_api import DEPLOYMENT, POOL, REAPER, run_id_of
+from gpujobs.reap_flow import reap
 from gpujobs.settings import Settings, private_opener
 from gpujobs.worker_floor import Floor
 from gpujobs.worker_upkeep import Upkeep
@@ -170,20 +171,21 @@ async def _reached(ended: "asyncio.Future[None]") -> bool:
 
 
 async def _deploy() -> None:
-    """Make the pool and the deployment, or bring them up to date."""
+    """Make the pool, the deployments and the kinds of blocks, or bring them up to date."""
     async with get_client() as client:
         template = Worker.get_default_base_job_template()
         with suppress(ObjectAlreadyExists):
             await client.create_work_pool(WorkPoolCreate(name=POOL, type=POOL, base_job_template=template))
         for kind in blocks.ALL:
             await kind.aregister_type_and_schema(client=client)
-    deployment = await run_recipe.ato_deployment(
-        name=DEPLOYMENT.rpartition("/")[2],
-        work_pool_name=POOL,
-        entrypoint_type=EntrypointType.MODULE_PATH,
-        tags=["gpujobs"],
-    )
-    await deployment.aapply()
+    for flow, name in ((run_recipe, DEPLOYMENT), (reap, REAPER)):
+        deployment = await flow.ato_deployment(
+            name=name.rpartition("/")[2],
+            work_pool_name=POOL,
+            entrypoint_type=EntrypointType.MODULE_PATH,
+            tags=["gpujobs"],
+        )
+        await deployment.aapply()
 
 
 async def _work(floor: Floor, name: str) -> None:

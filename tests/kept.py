@@ -13,8 +13,9 @@ class Kept:
     values: Mapping[str, str] = field(default_factory=dict)
     place: str = "http://127.0.0.1:4200/api"
 
-    def accounts(self, backend: str) -> Mapping[str, Mapping[str, Any]]:
+    def accounts(self, backend: str, *, having: str = "") -> Mapping[str, Mapping[str, Any]]:
         """Those of the one backend that they are for."""
+        del having
         return self.credentials if backend == "autodl" else {}
 
     def secret(self, name: str) -> str:
