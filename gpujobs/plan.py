@@ -111,10 +111,6 @@ def _check_names(key: str, names: Iterable[str]) -> None:
 
 
 def _choices(ledger: Ledger, backend: Backend, recipe: Recipe) -> Sequence[Choice]:
-    if recipe.snapshot and not backend.has_snapshots:
-        raise BadInput(
-            "it cannot save snapshots; remove `snapshot`, or leave only backends that can in resources.infra"
-        )
     backend.check(recipe)
     image = _image(ledger, backend.name, recipe)
     if recipe.budget is not None and recipe.resources.max_price is None:

@@ -39,13 +39,11 @@ class ReapResult:
     failed: Sequence[tuple[str, str]]
 
 
-def survey(host: Host) -> Sequence[Found]:
-    """List every machine under our owner's prefix, and what is to become of it; raises Unavailable, BadCredentials."""
-    found: list[Found] = []
-    for name in backends.names():
-        for account in host.settings.accounts(name):
-            found += _survey_one(host, host.backend_of(name, account))
-    return found
+def survey(host: Host, backend: Backend) -> Sequence[Found]:
+    """List every machine of ours on one backend, and what is to become of it; raises Unavailable, BadCredentials."""
+    prefix = f"gj-{host.settings.owner}-"
+    listed = [machine for machine in backend.find(prefix) if machine.status not in COSTS_NOTHING]
+    return [_judge(host, machine) for machine in listed if _is_ours(host, machine)]
 
 
 def reap(host: Host, *, yes: bool, reporter: Reporter) -> ReapResult:
@@ -84,7 +82,7 @@ class _Pass:
         """Release what is to be released of one account."""
         try:
             backend = self._host.backend_of(name, account)
-            found = _survey_one(self._host, backend)
+            found = survey(self._host, backend)
             _mark_gone(self._host, name, account, found)
         except GpujobsError as error:
             self.failed.append((name, str(error)))
@@ -134,12 +132,6 @@ def _end_run(host: Host, run_id: str, reporter: Reporter) -> None:
     stop = StopToken()
     stop.stop(Cancelled("nobody drove this run any more; the reaper ended it"))
     execute(host, run_id, stop=stop, reporter=reporter)
-
-
-def _survey_one(host: Host, backend: Backend) -> Sequence[Found]:
-    prefix = f"gj-{host.settings.owner}-"
-    listed = [machine for machine in backend.find(prefix) if machine.status not in COSTS_NOTHING]
-    return [_judge(host, machine) for machine in listed if _is_ours(host, machine)]
 
 
 def _is_ours(host: Host, machine: Machine) -> bool:

@@ -20,8 +20,6 @@ class Backend(Protocol):
     """
 
     name: str
-    has_snapshots: bool
-    """Whether power_off can save the disk as an image."""
     work_root: str
     """The folder on a machine under which each attempt has its own; on the data disk."""
 

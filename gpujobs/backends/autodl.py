@@ -39,7 +39,6 @@ class AutoDL:
     """The backend protocol on AutoDL's elastic deployment. Safe for many threads."""
 
     name = "autodl"
-    has_snapshots = False
     work_root = "/root/autodl-tmp/gpujobs"
 
     def __init__(self, client: AutoDLClient, *, clock: Clock) -> None:
@@ -60,7 +59,7 @@ class AutoDL:
     def check(self, recipe: Recipe) -> None:
         """Refuse snapshots and volumes, which this API does not have."""
         if recipe.snapshot is not None:
-            raise BadInput("AutoDL's API cannot save an image; leave snapshot out, or use resources.infra: matrixdc")
+            raise BadInput("it cannot save snapshots; remove `snapshot`, or use resources.infra: matrixdc")
         if recipe.resources.volumes:
             raise BadInput("AutoDL's API takes no volumes; leave resources.volumes out, /root/autodl-tmp is its disk")
         if recipe.resources.image_for(self.name).startswith("snapshot:"):

@@ -52,7 +52,6 @@ class MatrixDC:
     """The backend protocol on MatrixDC. Safe for many threads."""
 
     name = "matrixdc"
-    has_snapshots = True
     work_root = "/root/data/gpujobs"
 
     def __init__(self, client: MatrixDCClient, *, account: Account, clock: Clock) -> None:

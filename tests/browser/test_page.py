@@ -49,7 +49,7 @@ def test_money_runs_with_the_clock(page: Page, cloud: Wires) -> None:
 def test_a_common_fault_is_armed_shown_played_and_removed(page: Page, cloud: Wires) -> None:
     press(page, "The next 3 calls: HTTP 500")
     expect(page.locator(".rules")).to_contain_text("error_500")
-    assert cloud.session.get(f"{cloud.fake.matrixdc_url}/regions", timeout=10).status_code == 500
+    assert cloud.session.get(f"{cloud.fake.matrixdc_url}/regions", timeout=60).status_code == 500
     expect(page.locator(".rules")).to_contain_text("1 of 3 done")
     expect(page.locator(".log").last).to_contain_text("500, fault: error_500")
     press(page, "Remove")

@@ -37,7 +37,7 @@ def rent_by_hand(control: Control, settings: Settings, backend: str, name: str) 
     door = load(backend, settings, clock=SystemClock())
     recipe = recipe_for(backend)
     door.create(recipe, door.offers(recipe)[0], name=name, image="")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not control.alive() and time.monotonic() < deadline:
         time.sleep(0.02)  # AutoDL finds a host some moments after it accepted the deployment
 

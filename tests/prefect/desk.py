@@ -64,7 +64,7 @@ class Desk:
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """Ask the Prefect server itself; again while it is too busy, as Prefect's own client does."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while (reply := self._send(method, path, body)).status_code == 503 and time.monotonic() < deadline:
             time.sleep(0.2)
         reply.raise_for_status()
@@ -76,7 +76,7 @@ class Desk:
         found = self.ask("POST", "/task_runs/filter", body)
         return [(task["name"], task["state_name"]) for task in sorted(found, key=lambda task: task["start_time"])]
 
-    def logged(self, flow_run_id: str, text: str, *, within_s: float = 20) -> None:
+    def logged(self, flow_run_id: str, text: str, *, within_s: float = 60.0) -> None:
         """Wait until the flow run's log in Prefect holds `text`, once."""
         deadline = time.monotonic() + within_s
         while (count := "\n".join(prefect_api.logs(self.api, flow_run_id)).count(text)) == 0:

@@ -14,8 +14,6 @@ from gpujobs.prefect_api import run_id_of
 from tests.cloud import Control, recipe_for
 from tests.prefect.desk import Desk, starts_and_left, until
 
-pytestmark = pytest.mark.timeout(300)  # servers start in these, and a busy machine takes its time
-
 FLOWS = Path(__file__).parents[2] / "flows"
 RECIPE = recipe_for("autodl", run="echo begun", max_duration="10m").model_dump(mode="json", exclude_unset=True)
 ENDLESS = {**RECIPE, "run": "echo begun; exec sleep 600"}
