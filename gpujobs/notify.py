@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -72,10 +73,14 @@ def send(settings: Settings, names: Sequence[str], message: Message, *, within_s
 
 def release_failed(settings: Settings, run: Run, machine: str, why: str) -> None:
     """Note that a pass of the reaper could not release `machine`; once that goes on, tell those of its recipe, once."""
-    path = private_folder(settings.home / "unreleased") / machine
-    passes = 1 + (len(path.read_text()) if path.exists() else 0)
-    with open(path, "w", encoding="utf-8", opener=private_opener) as file:
-        file.write("." * passes)
+    try:
+        path = private_folder(settings.home / "unreleased") / machine
+        with open(path, "ab", opener=private_opener) as file:
+            file.write(b".")  # one for each pass
+            passes = file.tell()
+    except OSError as error:
+        _log.warning("%s: whom to tell of it is not known: %s", machine, error)
+        return
     names = json.loads(run.recipe_json).get("notify") or []
     if passes == _KEEPS_FAILING and names:
         body = f"{machine} of run {run.id} ({run.name}) may still cost money: {_plain(why)}\nrun: gpujobs reap"
@@ -86,7 +91,8 @@ def release_failed(settings: Settings, run: Run, machine: str, why: str) -> None
 
 def released(settings: Settings, machine: str) -> None:
     """Forget that releasing `machine` failed before. Idempotent."""
-    (settings.home / "unreleased" / machine).unlink(missing_ok=True)
+    with suppress(OSError):
+        (settings.home / "unreleased" / machine).unlink()
 
 
 class _Notice:

@@ -12,7 +12,7 @@ from gpujobs import controller
 from gpujobs.errors import BadCredentials, BadInput, GpujobsError, NotFound, Unavailable
 from gpujobs.prefect_login import login
 from gpujobs.recipe import Recipe
-from gpujobs.settings import Settings
+from gpujobs.settings import Settings, notice_variable
 
 DEPLOYMENT = "run-recipe/run-recipe"
 REAPER = "reap/reap"
@@ -44,7 +44,7 @@ def submit(settings: Settings, api: str, recipe: Recipe, wait_s: float = 60.0) -
     """
     mine = controller.status(settings)
     if mine and mine.url == api:
-        controller.check_environment(settings, recipe.secrets)
+        controller.check_environment(settings, [*recipe.secrets, *map(notice_variable, recipe.notify)])
     deployment = deployment_id(api, DEPLOYMENT, time.monotonic() + wait_s)
     made = ask(
         api,

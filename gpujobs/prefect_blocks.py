@@ -11,15 +11,14 @@ from typing import Any
 from gpujobs.errors import NotFound, Unavailable
 from gpujobs.settings import Settings, block_name
 
-_FRESH_S = 30.0  # so long, what was read is believed without asking again
+_FRESH_S = 30.0  # so long, accounts are believed without asking again
 _Values = Mapping[str, Mapping[str, Any]]
 
 
 class PrefectBlocks:
     """The blocks of the server that the settings mean. Safe for many threads; asks nothing before it is asked.
 
-    Values stay in memory for half a minute, and longer while the server does not answer: a run at work must not lose
-    its machine because of that.
+    What was read is remembered for as long as the server does not answer: no run at work fails because of that.
     """
 
     def __init__(self, settings: Settings, *, now: Callable[[], float] = time.monotonic) -> None:
@@ -27,6 +26,7 @@ class PrefectBlocks:
         self._settings, self._now = settings, now
         self._lock = threading.Lock()
         self._read: dict[str, tuple[float, _Values]] = {}
+        self._single: dict[tuple[str, str], Mapping[str, Any]] = {}
 
     @property
     def place(self) -> str:
@@ -71,6 +71,10 @@ class PrefectBlocks:
         if not (api := self.place):
             return ""
         try:
-            return str(prefect_api.block(api, kind, name).get(key) or "")
+            self._single[kind, name] = prefect_api.block(api, kind, name)
         except NotFound:
             return ""
+        except Unavailable:
+            if (kind, name) not in self._single:
+                raise
+        return str(self._single[kind, name].get(key) or "")

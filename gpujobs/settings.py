@@ -110,7 +110,7 @@ class Settings:
 
     def notice_url(self, name: str) -> str:
         """Give the Apprise URL for a name under a recipe's `notify`; raises as `secret` does."""
-        variable = f"GPUJOBS_NOTIFY_{name.upper().replace('-', '_')}"
+        variable = notice_variable(name)
         value = os.environ.get(variable) or _text(_table(self.config, "notify"), name)
         if value := value or (self.blocks.notice_url(name) if self.blocks else ""):
             return value
@@ -149,6 +149,11 @@ def is_fake() -> bool:
 def block_name(variable: str) -> str:
     """Give the name of the Secret block for an environment variable: hf-token for HF_TOKEN."""
     return variable.lower().replace("_", "-")
+
+
+def notice_variable(name: str) -> str:
+    """Give the environment variable for a name under `notify`: GPUJOBS_NOTIFY_TEAM for team."""
+    return f"GPUJOBS_NOTIFY_{name.upper().replace('-', '_')}"
 
 
 def private_folder(path: Path) -> Path:
