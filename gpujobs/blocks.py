@@ -53,7 +53,7 @@ class Notification(AppriseNotificationBlock):
     _block_type_name = "gpujobs notification"
     _block_type_slug = "gpujobs-notification"
     _description = (
-        "Where a message goes when a run ends, for recipes that name this block (notify: [NAME]) and for automations: "
+        "Where a message goes when a run ends, for recipes that name this block, notify: [NAME]: "
         "WeChat Work, DingTalk, Feishu, Slack, e-mail and a hundred others, by Apprise URL."
     )
 

@@ -182,3 +182,19 @@ def test_message_of_a_run_that_left_a_machine_says_what_to_do(host: Host) -> Non
     ended = Run(id="abcd", name="t", owner="o", recipe_json="{}", state="failed", created_at=host.clock.now())
     told = notify.end_message(ended, outputs={}, log=host.settings.home, machines_alive=1)
     assert (told.kind, "machines rented still: 1; run: gpujobs reap" in told.body) == ("failure", True)
+
+
+def test_words_of_a_service_that_hold_its_url_are_shown_without_it(
+    cloud_settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from apprise.decorators import notify as service  # noqa: PLC0415 - takes a while
+
+    @service(on="leaky")
+    def refuse(*_: object, **__: object) -> bool:
+        logging.getLogger("apprise").warning("the key %s is unknown at host.example", SECRET)
+        return False
+
+    monkeypatch.setenv("GPUJOBS_NOTIFY_TEAM", f"leaky://{SECRET}@host.example/?to=me")
+    [trouble] = notify.send(cloud_settings, ["team"], HELLO)
+    assert trouble == "team was not told: the key *** is unknown at ***"
+    assert SECRET not in caplog.text

@@ -72,6 +72,13 @@ def test_every_host_makes_the_kinds_of_blocks_known(desk: Desk) -> None:
         assert desk.ask("GET", f"/block_types/slug/{kind}")["description"]
 
 
+def test_prefects_own_command_registers_them_too(desk: Desk) -> None:
+    environment = {**os.environ, "PREFECT_API_URL": desk.api, "PREFECT_HOME": str(desk.settings.home / "prefect-cli")}
+    command = [sys.executable, "-m", "prefect", "block", "register", "-m", "gpujobs.blocks"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=100)
+    assert [name for name in ("AutoDL", "MatrixDC", "notification") if name not in done.stdout] == []
+
+
 def test_named_block_of_the_server_is_read_and_its_default_one_is_not_there(found: Settings, other: FakeServer) -> None:
     assert found.account("autodl", "my-team") == Account(token=other.token, api_url=other.url)
     assert found.account("autodl").token == "fake-token"
