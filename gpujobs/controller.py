@@ -92,7 +92,7 @@ def check_environment(settings: Settings, names: Sequence[str]) -> None:
 
     Args:
         settings: whose controller.
-        names: of the secrets that a recipe wants.
+        names: of the variables whose values a recipe wants.
     """
     found = status(settings)
     if found is None or not found.worker_alive:

@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prefect import flow, task
@@ -30,6 +30,7 @@ from gpujobs.ledger_rows import ENDED, Run
 from gpujobs.lifecycle import Outcome, Step
 from gpujobs.models import Reporter
 from gpujobs.prefect_api import run_id_of
+from gpujobs.prefect_blocks import PrefectBlocks
 from gpujobs.recipe import Recipe
 
 DRAIN_S = 25.0  # Prefect kills a cancelled process after 30 s
@@ -78,7 +79,8 @@ async def seated() -> AsyncIterator[Seat]:
     if seat := SEAT.get():
         yield seat
         return
-    with Host.open(settings.load()) as host:
+    found = settings.load()
+    with Host.open(replace(found, blocks=PrefectBlocks(found))) as host:
         yield Seat(host=host, stop=StopToken())
 
 

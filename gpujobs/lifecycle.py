@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from gpujobs import errors
+from gpujobs import errors, notify
 from gpujobs.attempt import WORKING, Attempt
 from gpujobs.clock import StopToken
 from gpujobs.errors import (
     BootTimeout,
     Busy,
     Cancelled,
+    Detached,
     GpujobsError,
     JobFailed,
     LetGo,
@@ -32,7 +33,7 @@ from gpujobs.ledger_rows import Attempt as AttemptRow
 from gpujobs.ledger_rows import Run
 from gpujobs.models import Reporter
 from gpujobs.news import NewsWriter
-from gpujobs.plan import Choice, make_plan
+from gpujobs.plan import Choice, check_local, make_plan
 from gpujobs.recipe import Recipe
 from gpujobs.renting import Job, await_slot, rent_first, resume
 from gpujobs.run_folder import RunFolder
@@ -126,7 +127,7 @@ def steps(host: Host, run_id: str, *, stop: StopToken, reporter: Reporter, unend
         folder = RunFolder(host.settings.runs / run_id)
         folder.make(recipe)  # another host may have opened the run
         news = NewsWriter(folder.news, reporter)
-        job = Job(host=held, run=run, recipe=recipe, stop=stop, reporter=news)
+        job = Job(host=held.under(recipe.credentials), run=run, recipe=recipe, stop=stop, reporter=news)
         return (yield from _Life(job).steps())
 
 
@@ -144,6 +145,7 @@ class _Life:
     def steps(self) -> Steps:
         job = self._job
         unfinished = [row for row in self._ledger.attempts(job.run.id) if row.ended_at is None]
+        self._check_reach(unfinished)
         try:
             self._ledger.update_run(
                 job.run.id, state="running", started_at=job.run.started_at or self._clock.now(), ended_at=None, error=""
@@ -157,9 +159,20 @@ class _Life:
                 yield from self._try("release", self._sweep)
             if job.host.settings.store and self._attempt is not None:
                 yield from self._try("store", self._store)
-            return self._finish(failed)
+            outcome = self._finish(failed)
         except LetGo as error:
             return self._outcome("running", error.exit_code, str(error))
+        if job.recipe.notify:
+            yield Step(name="notify", attempt=0, call=partial(self._notify, outcome))
+        return outcome
+
+    def _check_reach(self, unfinished: list[AttemptRow]) -> None:
+        """Let go of a run whose machine we have no credentials for now: it works on, and may be reached later."""
+        for row in unfinished:
+            try:
+                self._job.host.backend(row.backend)
+            except GpujobsError as error:
+                raise Detached(f"run {row.run_id} cannot go on here: {error}; {row.name} works on") from error
 
     def _was_never_made(self, unfinished: list[AttemptRow], failed: GpujobsError | None) -> bool:
         return bool(unfinished) and failed is None and self._attempt is None
@@ -258,6 +271,7 @@ class _Life:
     def _plan(self) -> None:
         """Find offers; where the recipe allows to wait for a free card, wait."""
         job, started = self._job, self._clock.monotonic()
+        check_local(job.host, job.recipe)
         while True:
             try:
                 job.stop.raise_if_stopped()
@@ -349,6 +363,19 @@ class _Life:
             cost_cny=outcome.cost_cny,
         )
         return outcome
+
+    def _notify(self, outcome: Outcome) -> None:
+        """Tell those whom the recipe names; whatever comes of it, the run has ended as it has."""
+        job, names = self._job, self._job.recipe.notify
+        job.reporter.phase("notify", ", ".join(names))
+        try:
+            run, alive = self._ledger.get_run(job.run.id), outcome.machines_alive
+            told = notify.end_message(run, outputs=outcome.outputs, log=outcome.log, machines_alive=alive)
+            troubles = notify.send(job.host.settings, names, told)
+        except GpujobsError as error:
+            troubles = [f"{', '.join(names)} not told: {error}"]
+        for trouble in troubles:
+            job.reporter.note(trouble)
 
     def _outcome(self, state: str, exit_code: int, error: str) -> Outcome:
         job = self._job

@@ -14,9 +14,10 @@ from gpujobs.clock import backoff
 from gpujobs.errors import BadCredentials, BadInput, GpujobsError, NotFound, Unavailable
 from gpujobs.prefect_login import login
 from gpujobs.recipe import Recipe
-from gpujobs.settings import Settings
+from gpujobs.settings import Settings, notice_variable
 
 DEPLOYMENT = "run-recipe/run-recipe"
+REAPER = "reap/reap"
 POOL = "gpujobs"  # and the type of the pool
 _TIMEOUT_S = (5.0, 30.0)
 _BUSY = {429, 503}  # SQLite under many writers
@@ -46,12 +47,12 @@ def submit(settings: Settings, api: str, recipe: Recipe, wait_s: float = 60.0) -
     """
     mine = controller.status(settings)
     if mine and mine.url == api:
-        controller.check_environment(settings, recipe.secrets)
-    deployment_id = _deployment_id(api, time.monotonic() + wait_s)
+        controller.check_environment(settings, [*recipe.secrets, *map(notice_variable, recipe.notify)])
+    deployment = deployment_id(api, DEPLOYMENT, time.monotonic() + wait_s)
     made = ask(
         api,
         "POST",
-        f"/deployments/{deployment_id}/create_flow_run",
+        f"/deployments/{deployment}/create_flow_run",
         {
             "parameters": {"recipe": recipe.model_dump(mode="json", exclude_unset=True)},
             "tags": ["gpujobs", f"recipe:{recipe.name}"],
@@ -128,14 +129,32 @@ def end_lease(api: str, lease: str) -> None:
     ask(api, "POST", "/v2/concurrency_limits/decrement-with-lease", {"lease_id": lease})
 
 
-def _deployment_id(api: str, deadline: float) -> str:
+def blocks(api: str, kind: str) -> Mapping[str, Mapping[str, Any]]:
+    """Give the values of all named blocks of a type, by name; they hold secrets. Raises Unavailable, BadCredentials."""
+    wanted = {
+        "block_types": {"slug": {"any_": [kind]}},
+        "block_documents": {"is_anonymous": {"eq_": False}},
+        "include_secrets": True,
+    }
+    return {str(found["name"]): found["data"] for found in ask(api, "POST", "/block_documents/filter", wanted)}
+
+
+def block(api: str, kind: str, name: str) -> Mapping[str, Any]:
+    """Give the values of one block; they hold secrets. Raises NotFound, Unavailable, BadCredentials."""
+    path = f"/block_types/slug/{kind}/block_documents/name/{name}?include_secrets=true"
+    found: Mapping[str, Any] = ask(api, "GET", path)["data"]
+    return found
+
+
+def deployment_id(api: str, name: str, deadline: float) -> str:
+    """Give the id of the deployment `name`, waiting for it until `deadline` of the monotonic clock."""
     while True:
         try:
-            return str(ask(api, "GET", f"/deployments/name/{DEPLOYMENT}")["id"])
+            return str(ask(api, "GET", f"/deployments/name/{name}")["id"])
         except (NotFound, Unavailable) as error:
             if time.monotonic() >= deadline:
                 remedy = "start a host there with: gpujobs serve"
-                raise GpujobsError(f"{api} has no deployment {DEPLOYMENT}; {remedy}") from error
+                raise GpujobsError(f"{api} has no deployment {name}; {remedy}") from error
         time.sleep(0.1)
 
 

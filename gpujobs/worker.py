@@ -32,13 +32,15 @@ from prefect.types.entrypoint import EntrypointType
 from prefect.utilities.engine import propose_state
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 
+from gpujobs import blocks
 from gpujobs.deploy import deploy_forms
 from gpujobs.errors import Busy, GpujobsError
 from gpujobs.flow import run_recipe
 from gpujobs.flow_outbox import Outbox
 from gpujobs.host import Host
-from gpujobs.prefect_api import DEPLOYMENT, POOL
+from gpujobs.prefect_api import DEPLOYMENT, POOL, REAPER
 from gpujobs.prefect_login import login
+from gpujobs.reap_flow import reap
 from gpujobs.settings import Settings, private_opener
 from gpujobs.worker_floor import Floor
 from gpujobs.worker_slots import LeasedSlots
@@ -178,20 +180,23 @@ async def _reached(ended: "asyncio.Future[None]") -> bool:
 
 
 async def _deploy(limit: int | None) -> None:
-    """Make the pool and the deployment, or bring them up to date."""
+    """Make the pool, the deployments and the kinds of blocks, or bring them up to date."""
     async with get_client() as client:
         template = Worker.get_default_base_job_template()
         with suppress(ObjectAlreadyExists):
             await client.create_work_pool(WorkPoolCreate(name=POOL, type=POOL, base_job_template=template))
         if limit is not None:
             await client.update_work_pool(POOL, WorkPoolUpdate(concurrency_limit=limit))
-    deployment = await run_recipe.ato_deployment(
-        name=DEPLOYMENT.rpartition("/")[2],
-        work_pool_name=POOL,
-        entrypoint_type=EntrypointType.MODULE_PATH,
-        tags=["gpujobs"],
-    )
-    await deployment.aapply()
+        for kind in blocks.ALL:
+            await kind.aregister_type_and_schema(client=client)
+    for flow, name in ((run_recipe, DEPLOYMENT), (reap, REAPER)):
+        deployment = await flow.ato_deployment(
+            name=name.rpartition("/")[2],
+            work_pool_name=POOL,
+            entrypoint_type=EntrypointType.MODULE_PATH,
+            tags=["gpujobs"],
+        )
+        await deployment.aapply()
 
 
 async def _deploy_forms(settings: Settings) -> None:

@@ -111,6 +111,7 @@ def _reap(parser: argparse.ArgumentParser) -> None:
 
 def _up(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wait", type=_seconds, default=90.0, metavar="SECONDS", help="for its server to answer (90)")
+    parser.add_argument("--automations", action="store_true", help="have crashed and silent runs call the reaper")
     _serve(parser)
 
 

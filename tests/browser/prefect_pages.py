@@ -66,7 +66,7 @@ class Pages:
         self.sent(press, "/set_state")
 
     def sent(self, press: Callable[[], object], path: str) -> None:
-        """Press until the server takes it: on SQLite a writer between two others is turned away, and asked to repeat."""
+        """Press until the server takes it: on SQLite a writer between two others is turned away, and repeats."""
         deadline = time.monotonic() + SEEN_MS / 1000
         while True:
             with self.page.expect_response(

@@ -1,4 +1,4 @@
-"""The Prefect UI in a real browser, as a researcher uses it; the fake cloud's own ledger says what was rented for it."""
+"""The Prefect UI in a real browser, as a researcher uses it; the fake cloud's own ledger judges what was rented."""
 
 import json
 import os

@@ -1,0 +1,66 @@
+"""The blocks of gpujobs in Prefect: credentials with a provider, and a notification that goes anywhere.
+
+`prefect block register -m gpujobs.blocks` makes them known to a server; every host does so as it starts. A recipe
+names a block, and what the block holds is read by `prefect_blocks` where the run is driven.
+"""
+
+from prefect.blocks.core import Block
+from prefect.blocks.notifications import AppriseNotificationBlock
+from pydantic import Field, SecretStr
+
+_DEFAULT = "A block called gpujobs counts for every run whose host has no token of its own."
+
+
+class AutoDLCredentials(Block):
+    """An account with AutoDL."""
+
+    _block_type_name = "AutoDL credentials"
+    _block_type_slug = "autodl-credentials"
+    _description = (
+        f"An account with AutoDL, for recipes that name this block: credentials: {{autodl: NAME}}. {_DEFAULT}"
+    )
+
+    token: SecretStr = Field(
+        description="The developer token: AutoDL console, settings. The elastic API needs enterprise verification."
+    )
+    api_url: str = Field(
+        default="", title="API URL", description="The address of a private cloud; leave it empty for AutoDL itself."
+    )
+
+
+class MatrixDCCredentials(Block):
+    """An account with MatrixDC."""
+
+    _block_type_name = "MatrixDC credentials"
+    _block_type_slug = "matrixdc-credentials"
+    _description = (
+        f"An account with MatrixDC, for recipes that name this block: credentials: {{matrixdc: NAME}}. {_DEFAULT}"
+    )
+
+    token: SecretStr = Field(description="The API token: MatrixDC console, API credentials.")
+    namespace: str = Field(description="Your user id, which MatrixDC wants beside the token.")
+    api_url: str = Field(
+        default="", title="API URL", description="Another address, down to /mdc/api/v1; leave it empty for MatrixDC's."
+    )
+    price_scale: float = Field(
+        default=1.0, gt=0, title="Price scale", description="CNY per hour for a price of 1, as MatrixDC states no unit."
+    )
+
+
+class Notification(AppriseNotificationBlock):
+    """Whom a run's end is told, anywhere that Apprise reaches."""
+
+    _block_type_name = "gpujobs notification"
+    _block_type_slug = "gpujobs-notification"
+    _description = (
+        "Where a message goes when a run ends, for recipes that name this block, notify: [NAME]: "
+        "WeChat Work, DingTalk, Feishu, Slack, e-mail and a hundred others, by Apprise URL."
+    )
+
+    url: SecretStr = Field(
+        title="Apprise URL",
+        description="wecombot://KEY, dingtalk://TOKEN, feishu://TOKEN, https://hooks.slack.com/services/…, mailto://…",
+    )
+
+
+ALL = (AutoDLCredentials, MatrixDCCredentials, Notification)
