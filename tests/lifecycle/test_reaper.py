@@ -10,7 +10,7 @@ import pytest
 from gpujobs import reaper
 from gpujobs.backends import load
 from gpujobs.clock import StopToken, SystemClock
-from gpujobs.errors import Detached
+from gpujobs.errors import Busy, Detached
 from gpujobs.host import Host
 from gpujobs.lifecycle import execute, new_run_id, open_run
 from gpujobs.run_folder import RunFolder
@@ -108,6 +108,28 @@ def test_a_run_that_nobody_drives_is_ended_and_its_outputs_come_home(
     folder = RunFolder(later.settings.runs / run_id)
     assert folder.log.read_bytes() == b"begun\n"
     assert (folder.outputs / "kept").read_text() == "kept\n"
+
+
+@pytest.mark.parametrize("state", ["succeeded", "failed"])
+def test_a_run_that_came_to_its_end_under_the_reaper_stays_as_it_ended(
+    backend: str, state: str, host: Host, control: Control
+) -> None:
+    run_id = new_run_id()
+    open_run(host, recipe_for(backend), run_id=run_id)
+    host.ledger.update_run(run_id, state=state)
+    reaper._end_run(host, run_id, Memory())
+    assert (host.ledger.get_run(run_id).state, control.machines()) == (state, [])
+
+
+def test_a_run_that_another_has_taken_under_the_reaper_is_left_to_it(
+    backend: str, host: Host, control: Control
+) -> None:
+    run_id = new_run_id()
+    open_run(host, recipe_for(backend), run_id=run_id)
+    host.ledger.claim_run(run_id, "elsewhere:1:alive", lease_s=60, now=host.clock.now())
+    with pytest.raises(Busy):
+        reaper._end_run(host, run_id, Memory())
+    assert (host.ledger.get_run(run_id).state, control.machines()) == ("submitted", [])
 
 
 def test_what_the_provider_lists_no_longer_is_marked_gone(
