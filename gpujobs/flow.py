@@ -1,9 +1,12 @@
 """The Prefect flow `run_recipe`: the lifecycle's steps as Prefect tasks, each in a thread that a cancel wakes."""
 
 import asyncio
+import logging
+import signal
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Generator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +17,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.exceptions import Abort, MissingContextError, PrefectSignal
-from prefect.logging import get_run_logger
+from prefect.logging import get_logger, get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
@@ -45,6 +48,14 @@ class Seat:
     resumes: bool = False  # a run that lost its driver is gone on with; if it is over by now, it stays so
 
 
+class _NoEcho(logging.Filter):
+    """Drops what Prefect writes into the log at the end of each phase that went well: the page shows it anyway."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        ours = getattr(record, "flow_name", "") == run_recipe.name
+        return not (ours and str(record.msg).startswith("Finished in state Completed"))
+
+
 SEAT: ContextVar[Seat | None] = ContextVar("gpujobs_seat", default=None)
 
 
@@ -73,6 +84,9 @@ async def run_recipe(recipe: Recipe) -> State[Any]:
             return await Driver(seat, run_id, log, reporter=page).run(recipe, flow_run_id)
 
 
+get_logger("prefect.task_runs").addFilter(_NoEcho())
+
+
 @asynccontextmanager
 async def seated() -> AsyncIterator[Seat]:
     """Give the seat that this process offers, or open a host for this one run."""
@@ -80,8 +94,28 @@ async def seated() -> AsyncIterator[Seat]:
         yield seat
         return
     found = settings.load()
-    with Host.open(replace(found, blocks=PrefectBlocks(found))) as host:
+    with Host.open(replace(found, blocks=PrefectBlocks(found))) as host, _sigterm_cancels():
         yield Seat(host=host, stop=StopToken())
+
+
+@contextmanager
+def _sigterm_cancels() -> Iterator[None]:
+    """Have SIGTERM cancel this coroutine, in a process that runs one flow.
+
+    Prefect's own handler raises out of whatever the main thread does at that moment; where that is a write of
+    asyncio's, it is swallowed there, and nobody hears of the cancel.
+    """
+    task = asyncio.current_task()
+    if task is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop, before = asyncio.get_running_loop(), signal.getsignal(signal.SIGTERM)
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, before)
 
 
 class Driver:

@@ -38,11 +38,12 @@ class RunLog:
         self._told: dict[str, float] = {}
 
     def phase(self, name: str, detail: str) -> None:
-        """Write that a phase begins, or has news."""
+        """Write a phase's news; that it begins, its task says."""
         self.flush(force=True)
         if machine := NAME_PATTERN.fullmatch(detail):
             self._take_up(int(machine["attempt"]), 0)
-        self.logger.info("%s: %s", name, detail) if detail else self.logger.info("%s", name)
+        if detail:
+            self.logger.info("%s: %s", name, detail)
 
     def progress(self, what: str, done: int, total: int | None) -> None:
         """Write how far it is, every half minute and at the end."""

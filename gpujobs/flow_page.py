@@ -132,13 +132,16 @@ class Page:
     async def _tell_facts(self, facts: Facts) -> None:
         name = facts.run.name
         await self._tag(facts)
-        await self._put(artifact_key(name, "summary"), "markdown", flow_facts.summary(facts), "the run in short")
+        await self._put(
+            artifact_key(name, "summary"), "markdown", flow_facts.summary(facts), flow_facts.in_short(facts)
+        )
         links = artifact_key(name, "links")
         if self._addresses or links in await self._made():
-            await self._put(links, "markdown", flow_facts.links(facts, self._addresses), "services on the machine")
+            services = flow_facts.links(facts, self._addresses)
+            await self._put(links, "markdown", services, services)
         if facts.over:
             rows = json.dumps(flow_facts.cost_table(facts), ensure_ascii=False)
-            await self._put(artifact_key(name, "cost"), "table", rows, "seconds × price, by attempt")
+            await self._put(artifact_key(name, "cost"), "table", rows, flow_facts.cost_in_short(facts))
             told = {"exit_code": facts.run.exit_code, "cost_cny": facts.cost_cny, "error": facts.run.error}
             self._emit(f"gpujobs.run.{facts.run.state}", told, facts)
 

@@ -192,7 +192,7 @@ class _Life:
                 yield self._step("plan", self._plan)
                 yield self._step("provision", self._provision)
             else:
-                yield self._step("provision", partial(self._resume, row))
+                yield self._step("provision", partial(self._resume, row), number=row.number)
                 if self._attempt is None:
                     return None
                 if row.outcome:
@@ -256,8 +256,11 @@ class _Life:
             return told
         return None
 
-    def _step(self, name: str, call: Callable[[], None]) -> Step:
-        number = int(self._attempt.name.rpartition("-")[2]) if self._attempt else 0
+    def _step(self, name: str, call: Callable[[], None], *, number: int | None = None) -> Step:
+        if self._attempt:
+            number = int(self._attempt.name.rpartition("-")[2])
+        elif number is None:
+            number = 1 + max((row.number for row in self._ledger.attempts(self._job.run.id)), default=0)
         return Step(name=name, attempt=number, call=partial(self._in_phase, name, call))
 
     def _in_phase(self, name: str, call: Callable[[], None]) -> None:

@@ -76,9 +76,9 @@ def test_terminal_escapes_and_broken_characters_are_not_passed_on(
 
 def test_phase_comes_behind_the_output_before_it(log: RunLog, caplog: pytest.LogCaptureFixture) -> None:
     log.output(b"working")
-    log.phase("pull", "")
+    log.phase("pull", "m")
     log.note("careful")
-    assert said(caplog) == ["working", "pull", "careful"]
+    assert said(caplog) == ["working", "pull: m", "careful"]
 
 
 def test_endless_output_is_cut_with_the_place_of_the_rest(log: RunLog, caplog: pytest.LogCaptureFixture) -> None:

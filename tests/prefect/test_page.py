@@ -105,13 +105,15 @@ def test_summary_tells_what_runs_where_and_at_what_price_while_it_runs(shown: Sh
 
 
 def test_summary_tells_the_end_the_outputs_the_bill_and_that_the_machine_is_gone(shown: Shown, desk: Desk) -> None:
-    told = rows(artifacts(desk, shown.flow_run_id)["digits-2-x-summary"]["data"])
+    summary = artifacts(desk, shown.flow_run_id)["digits-2-x-summary"]
+    told = rows(summary["data"])
     folder, cost = desk.settings.runs / shown.run_id, desk.run(shown.run_id).cost_cny
     assert (told["Result"], told["Exit code"], told["Bill"]) == ("succeeded", "0", f"{cost:.4f} CNY")
     assert (told["Outputs"], told["Log"]) == (f"kept: {folder}/outputs/kept", f"{folder}/output.log")
     [machine] = desk.ledger.machines(shown.run_id)
     assert machine.gone_at is not None
     assert told["Machine"] == f"gone at {machine.gone_at.astimezone():%H:%M %Z on %Y-%m-%d}"
+    assert summary["description"] == f"**succeeded**, {told['Bill']}, {told['Machine']}"
 
 
 def test_cost_table_has_a_row_for_each_attempt_and_the_sum(shown: Shown, desk: Desk) -> None:
@@ -119,6 +121,8 @@ def test_cost_table_has_a_row_for_each_attempt_and_the_sum(shown: Shown, desk: D
     attempt, total = json.loads(cost["data"])
     [bill] = desk.ledger.bills(shown.run_id)
     assert bill.seconds is not None
+    assert cost["description"] == f"{bill.cost_cny:.4f} CNY for 1 attempt"
+    assert list(attempt)[:4] == ["attempt", "CNY", "seconds", "CNY per hour"]  # the others may not fit on the page
     assert (cost["type"], attempt["attempt"], total["attempt"]) == ("table", 1, "total")
     assert (attempt["seconds"], attempt["CNY per hour"]) == (round(bill.seconds), "2.50")
     assert attempt["CNY"] == total["CNY"] == f"{bill.cost_cny:.4f}"

@@ -12,6 +12,7 @@ from gpujobs import controller, prefect_api, process
 from gpujobs.prefect_api import run_id_of
 from tests.cloud import Control, recipe_for
 from tests.prefect.desk import Desk, starts_and_left, until
+from tests.prefect.test_page import say_go
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("retry")]
 
@@ -73,11 +74,16 @@ def test_cancel_of_a_retry_that_is_not_due_yet_is_the_end_of_it(desk: Desk, trut
 
 
 def job_to_crash(desk: Desk) -> tuple[str, str]:
-    run_id, flow_run_id = desk.submit(
-        "echo begun; while [ ! -e /root/over ] && [ $((i += 1)) -le 8 ]; do sleep 1; done; echo over"
-    )
+    """Begin a job that ends once it is told to."""
+    run_id, flow_run_id = desk.submit("echo begun; while [ ! -e /root/go ]; do sleep 0.1; done; echo over")
     desk.wrote(run_id, "begun")
     return run_id, flow_run_id
+
+
+def crash(desk: Desk, flow_run_id: str) -> None:
+    """Say of a flow run what Prefect says when it has lost sight of one."""
+    crashed = {"type": "CRASHED", "name": "Crashed", "message": "no heartbeat"}
+    desk.ask("POST", f"/flow_runs/{flow_run_id}/set_state", {"state": crashed, "force": True})
 
 
 def assert_went_on(desk: Desk, truth: Control, run_id: str) -> None:
@@ -93,18 +99,20 @@ def test_retry_of_a_run_whose_host_died_goes_on_with_its_machine(desk: Desk, tru
     found = desk.controller()
     os.kill(found.worker_pid, signal.SIGKILL)
     until(lambda: not process.alive(found.worker_pid, found.worker_started))
-    crashed = {"type": "CRASHED", "name": "Crashed", "message": "no heartbeat"}
-    desk.ask("POST", f"/flow_runs/{flow_run_id}/set_state", {"state": crashed, "force": True})
+    crash(desk, flow_run_id)
     retry(desk, flow_run_id)
     controller.up(desk.settings)
+    desk.state(flow_run_id, {"RUNNING"})
+    say_go(desk, "autodl", run_id)
     assert desk.state(flow_run_id, {"COMPLETED"})[0] == "COMPLETED"
     assert_went_on(desk, truth, run_id)
 
 
 def test_retry_of_a_run_that_is_said_to_have_crashed_and_has_not_starts_nothing(desk: Desk, truth: Control) -> None:
     run_id, flow_run_id = job_to_crash(desk)
-    crashed = {"type": "CRASHED", "name": "Crashed", "message": "no heartbeat"}
-    desk.ask("POST", f"/flow_runs/{flow_run_id}/set_state", {"state": crashed, "force": True})
+    crash(desk, flow_run_id)
     retry(desk, flow_run_id)
+    desk.state(flow_run_id, {"PENDING", "RUNNING"})  # the host has taken it, whose job it is already
+    say_go(desk, "autodl", run_id)
     assert desk.state(flow_run_id, {"COMPLETED"})[0] == "COMPLETED"
     assert_went_on(desk, truth, run_id)
