@@ -45,7 +45,7 @@ def submit(settings: Settings, api: str, recipe: Recipe, wait_s: float = 60.0) -
     if mine and mine.url == api:
         controller.check_environment(settings, recipe.secrets)
     deployment_id = _deployment_id(api, time.monotonic() + wait_s)
-    made = ask(
+    made = _ask(
         api,
         "POST",
         f"/deployments/{deployment_id}/create_flow_run",
@@ -61,18 +61,23 @@ def submit(settings: Settings, api: str, recipe: Recipe, wait_s: float = 60.0) -
 
 def flow_run_state(api: str, flow_run_id: str) -> tuple[str, str, str]:
     """Give a flow run's state: its type ("RUNNING"), its name, and its message; raises NotFound."""
-    state = ask(api, "GET", f"/flow_runs/{flow_run_id}")["state"] or {}
+    state = _ask(api, "GET", f"/flow_runs/{flow_run_id}")["state"] or {}
     return str(state.get("type", "")), str(state.get("name", "")), str(state.get("message") or "")
 
 
 def cancel(api: str, flow_run_id: str) -> None:
     """Ask for a flow run's cancelling; one that is over stays as it is. Raises NotFound."""
-    ask(api, "POST", f"/flow_runs/{flow_run_id}/set_state", {"state": {"type": "CANCELLING"}})
+    _ask(api, "POST", f"/flow_runs/{flow_run_id}/set_state", {"state": {"type": "CANCELLING"}})
+
+
+def ask(api: str, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    """Ask the API for what may be asked twice, and give its answer; raises NotFound, BadInput, Unavailable."""
+    return _ask(api, method, path, body)
 
 
 def logs(api: str, flow_run_id: str, offset: int = 0) -> Sequence[str]:
     """Give up to 200 lines of a flow run's log, in order, from the line `offset` on."""
-    found = ask(
+    found = _ask(
         api,
         "POST",
         "/logs/filter",
@@ -81,28 +86,25 @@ def logs(api: str, flow_run_id: str, offset: int = 0) -> Sequence[str]:
     return [str(line["message"]) for line in found]
 
 
-def ask(api: str, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-    """Ask once, and again while the server is only too busy: what is asked must be such that it may be asked twice.
+def _deployment_id(api: str, deadline: float) -> str:
+    while True:
+        try:
+            return str(_ask(api, "GET", f"/deployments/name/{DEPLOYMENT}")["id"])
+        except (NotFound, Unavailable) as error:
+            if time.monotonic() >= deadline:
+                remedy = "start a host there with: gpujobs serve"
+                raise GpujobsError(f"{api} has no deployment {DEPLOYMENT}; {remedy}") from error
+        time.sleep(0.1)
 
-    Raises NotFound, BadInput where the server refuses the values, BadCredentials, Unavailable.
-    """
+
+def _ask(api: str, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    """Ask once, and again while the server is only too busy: all that is asked here may be asked twice."""
     deadline = time.monotonic() + _BUSY_S
     while True:
         reply = _send(api, method, path, body)
         if reply.status_code not in _BUSY or time.monotonic() >= deadline:
             return _read(api, path, reply)
         time.sleep(0.5)
-
-
-def _deployment_id(api: str, deadline: float) -> str:
-    while True:
-        try:
-            return str(ask(api, "GET", f"/deployments/name/{DEPLOYMENT}")["id"])
-        except (NotFound, Unavailable) as error:
-            if time.monotonic() >= deadline:
-                remedy = "start a host there with: gpujobs serve"
-                raise GpujobsError(f"{api} has no deployment {DEPLOYMENT}; {remedy}") from error
-        time.sleep(0.1)
 
 
 def _send(api: str, method: str, path: str, body: Mapping[str, Any] | None) -> requests.Response:

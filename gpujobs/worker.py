@@ -46,6 +46,10 @@ POLL_S = 0.5  # costs a server at rest 3 % of a core more than a poll a second d
 AGAIN_S = 2.0  # after the server could not be reached
 LET_GO_S = 8.0
 
+_DESCRIPTION = """What `gpujobs submit` hands recipes to: its one parameter is a whole recipe.
+
+To start a run from this page, deploy a recipe (`gpujobs deploy recipe.yaml`), or use the form of a cloud, as
+`form-autodl`: those ask for each value by itself."""
 _log = logging.getLogger(__name__)
 
 
@@ -144,11 +148,11 @@ async def _serve(host: Host, over: threading.Event) -> None:
             return
         client = (await stack.enter_async_context(AsyncClientContext.get_or_create())).client
         await _deploy()
-        await _deploy_forms(host.settings)
         floor, name = Floor(host, client), worker_name(host.settings)
         upkeep = Upkeep(host, floor, client)
         await upkeep.take_over(name)
-        tasks = [asyncio.ensure_future(_work(floor, name)), asyncio.ensure_future(upkeep.run())]
+        lives = (_work(floor, name), upkeep.run(), _deploy_forms(host.settings))
+        tasks = [asyncio.ensure_future(life) for life in lives]
         await ended
         for task in tasks:
             task.cancel()
@@ -182,6 +186,7 @@ async def _deploy() -> None:
         work_pool_name=POOL,
         entrypoint_type=EntrypointType.MODULE_PATH,
         tags=["gpujobs"],
+        description=_DESCRIPTION,
     )
     await deployment.aapply()
 
