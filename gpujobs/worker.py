@@ -51,6 +51,10 @@ POLL_S = 0.5  # costs a server at rest 3 % of a core more than a poll a second d
 AGAIN_S = 2.0  # after the server could not be reached
 LET_GO_S = 8.0
 
+_DESCRIPTION = """What `gpujobs submit` hands recipes to: its one parameter is a whole recipe.
+
+To start a run from this page, deploy a recipe (`gpujobs deploy recipe.yaml`), or use the form of a cloud, as
+`form-autodl`: those ask for each value by itself."""
 _log = logging.getLogger(__name__)
 
 
@@ -150,13 +154,13 @@ async def _serve(host: Host, over: threading.Event, limit: int | None) -> None:
         client = (await stack.enter_async_context(AsyncClientContext.get_or_create())).client
         await stack.enter_async_context(Outbox(client).installed())
         await _deploy(limit)
-        await _deploy_forms(host.settings)
         api, leases = str(client.api_url).rstrip("/"), host.settings.home / "leases.json"
         host.slots = slots = LeasedSlots(api, host.ledger, leases, driver=host.driver, clock=host.clock)
         floor, name = Floor(host, client), worker_name(host.settings)
         upkeep = Upkeep(host, floor, client, tend=slots.tend)
         await upkeep.take_over(name)
-        tasks = [asyncio.ensure_future(_work(floor, name)), asyncio.ensure_future(upkeep.run())]
+        lives = (_work(floor, name), upkeep.run(), _deploy_forms(host.settings))
+        tasks = [asyncio.ensure_future(life) for life in lives]
         await ended
         for task in tasks:
             task.cancel()
@@ -189,12 +193,13 @@ async def _deploy(limit: int | None) -> None:
             await client.update_work_pool(POOL, WorkPoolUpdate(concurrency_limit=limit))
         for kind in blocks.ALL:
             await kind.aregister_type_and_schema(client=client)
-    for flow, name in ((run_recipe, DEPLOYMENT), (reap, REAPER)):
+    for flow, name, description in ((run_recipe, DEPLOYMENT, _DESCRIPTION), (reap, REAPER, None)):
         deployment = await flow.ato_deployment(
             name=name.rpartition("/")[2],
             work_pool_name=POOL,
             entrypoint_type=EntrypointType.MODULE_PATH,
             tags=["gpujobs"],
+            description=description,
         )
         await deployment.aapply()
 
