@@ -76,7 +76,7 @@ def cancel(api: str, flow_run_id: str) -> None:
 
 def logs(api: str, flow_run_id: str, offset: int = 0) -> Sequence[str]:
     """Give up to 200 lines of a flow run's log, in order, from the line `offset` on."""
-    found = _ask(
+    found = ask(
         api,
         "POST",
         "/logs/filter",

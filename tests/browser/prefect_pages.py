@@ -66,17 +66,27 @@ class Pages:
         self.sent(press, "/set_state")
 
     def sent(self, press: Callable[[], object], path: str) -> None:
-        """Press until the server takes it: on SQLite a writer between two others is turned away, and repeats."""
+        """Press until the server has taken it."""
+        status = self.answer(press, path)
+        assert status < 300, f"{path} is answered with {status}"
+
+    def answer(self, press: Callable[[], object], path: str) -> int:
+        """Press, and press again while the server is too busy (503: writers met in SQLite); give its answer."""
         deadline = time.monotonic() + SEEN_MS / 1000
         while True:
             with self.page.expect_response(
                 lambda reply: path in reply.url and reply.request.method == "POST", timeout=SEEN_MS
             ) as found:
                 press()
-            if found.value.status != 503:
-                assert found.value.ok, found.value.text()
-                return
-            assert time.monotonic() < deadline, f"{path} was refused for ever"
+            if found.value.status != 503 or time.monotonic() > deadline:
+                return found.value.status
+
+    def newest_logs(self) -> Locator:
+        """Open the run's log with its end on top: the page holds only those of its lines that are in sight."""
+        logs = self.tab("Logs")
+        logs.get_by_role("combobox", name="log sort order").click()
+        self.page.get_by_role("option", name="Newest to oldest").click()
+        return logs
 
     def tab(self, name: str) -> Locator:
         """Open a tab of the page; give what it shows."""
