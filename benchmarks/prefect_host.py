@@ -63,7 +63,7 @@ async def nothing(seconds: float = 0.0) -> None:
 
 def counted() -> Any:
     """Make the Prefect server, with a page /_count of how often each path was called since it was asked."""
-    from prefect.server.api.server import create_app  # noqa: PLC0415 - only in the server's process
+    from gpujobs.prefect_server import create_app  # noqa: PLC0415 - only in the server's process
 
     inner, counts = create_app(), Counter[str]()
 

@@ -144,9 +144,13 @@ def _start_server(settings: Settings) -> tuple[str, tuple[int, str]]:
     environment = {**_without_prefect(settings), **server_settings(port)}
     for name in _account_names("TOKEN"):
         environment.pop(name, None)  # the server needs no cloud's token
-    command = ["-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
+    return f"http://127.0.0.1:{port}/api", _spawn(settings, "server", server_command(port), environment)
+
+
+def server_command(port: int) -> Sequence[str]:
+    """Give the arguments of Python that start our own Prefect server."""
     options = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "warning", "--header", _NO_STRANGERS]
-    return f"http://127.0.0.1:{port}/api", _spawn(settings, "server", [*command, *options], environment)
+    return ["-m", "uvicorn", "--factory", "gpujobs.prefect_server:create_app", *options]
 
 
 def server_settings(port: int) -> Mapping[str, str]:

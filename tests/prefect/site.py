@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -47,9 +47,8 @@ class Site:
 
     def start_server(self) -> None:
         """Start it, and wait until it answers."""
-        options = ["--host", "127.0.0.1", "--port", str(self._port), "--log-level", "warning"]
-        arguments = ["-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", *options]
-        self._server = self._spawn("server", arguments, controller.server_settings(self._port))
+        settings = controller.server_settings(self._port)
+        self._server = self._spawn("server", controller.server_command(self._port), settings)
         deadline = time.monotonic() + 120
         while not self._answers():
             assert time.monotonic() < deadline, (self._home / "server.log").read_text()
@@ -77,7 +76,7 @@ class Site:
             return requests.get(f"{self.api}/health", timeout=2).ok
         return False
 
-    def _spawn(self, name: str, arguments: list[str], more: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    def _spawn(self, name: str, arguments: Sequence[str], more: Mapping[str, str]) -> "subprocess.Popen[bytes]":
         environment = {**os.environ, **more, "PYTHONPATH": str(_ROOT), "DO_NOT_TRACK": "1"}
         with (self._home / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
