@@ -176,8 +176,7 @@ async def _deploy() -> None:
         template = Worker.get_default_base_job_template()
         with suppress(ObjectAlreadyExists):
             await client.create_work_pool(WorkPoolCreate(name=POOL, type=POOL, base_job_template=template))
-        for kind in blocks.ALL:
-            await kind.aregister_type_and_schema(client=client)
+        await blocks.register(client)
     for flow, name in ((run_recipe, DEPLOYMENT), (reap, REAPER)):
         deployment = await flow.ato_deployment(
             name=name.rpartition("/")[2],
