@@ -4,10 +4,14 @@
 names a block, and what the block holds is read by `prefect_blocks` where the run is driven.
 """
 
+import logging
+
 from prefect.blocks.core import Block
 from prefect.blocks.notifications import AppriseNotificationBlock
+from prefect.client.orchestration import PrefectClient
 from pydantic import Field, SecretStr
 
+_log = logging.getLogger(__name__)
 _DEFAULT = "A block called gpujobs counts for every run whose host has no token of its own."
 
 
@@ -63,4 +67,10 @@ class Notification(AppriseNotificationBlock):
     )
 
 
-ALL = (AutoDLCredentials, MatrixDCCredentials, Notification)
+async def register(client: PrefectClient) -> None:
+    """Make the kinds of blocks known; a server that does not take them runs recipes all the same."""
+    for kind in (AutoDLCredentials, MatrixDCCredentials, Notification):
+        try:
+            await kind.aregister_type_and_schema(client=client)
+        except Exception as error:  # noqa: BLE001 - whatever it was, it is no reason to run nothing
+            _log.warning("blocks of the kind %s are not known to the server: %s", kind.__name__, error)

@@ -40,9 +40,9 @@ async def reap(*, unknown_too: bool = False) -> State[Any]:
     return _told(work.result().value, log)
 
 
-async def _let_resume(seat: Seat) -> None:
+async def _let_resume(seat: Seat, *, within_s: float = _RESUMED_S) -> None:
     """Wait while this host, or another, takes up runs that lost their driver: the reaper would end them."""
-    deadline = time.monotonic() + _RESUMED_S
+    deadline = time.monotonic() + within_s
     while time.monotonic() < deadline and not seat.stop.stopped:
         undriven = await Work(lambda: reaper.recover(seat.host), name="gpujobs-reap").begun()
         if not undriven.value:

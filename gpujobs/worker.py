@@ -191,8 +191,7 @@ async def _deploy(limit: int | None) -> None:
             await client.create_work_pool(WorkPoolCreate(name=POOL, type=POOL, base_job_template=template))
         if limit is not None:
             await client.update_work_pool(POOL, WorkPoolUpdate(concurrency_limit=limit))
-        for kind in blocks.ALL:
-            await kind.aregister_type_and_schema(client=client)
+        await blocks.register(client)
     for flow, name, description in ((run_recipe, DEPLOYMENT, _DESCRIPTION), (reap, REAPER, None)):
         deployment = await flow.ato_deployment(
             name=name.rpartition("/")[2],

@@ -84,3 +84,16 @@ def test_ten_commands_come_to_a_run_that_is_told_and_automations_that_are_made_o
     assert set(made.values()) == {"made"}
     again = json.loads(cli("up", "--automations", "--fake", "--json").stdout)["automations"]
     assert again == dict.fromkeys(made, "kept")
+
+
+def test_addresses_on_the_page_are_ones_that_apprise_knows() -> None:
+    from apprise import Apprise  # noqa: PLC0415 - takes a while
+
+    written = re.findall(r"^\| [^|]+ \|.*?`(\w+://[^`]+)`", PAGE, re.MULTILINE)
+    filled = {"BOT_KEY": "0aa0" * 8, "SECRET": "SEC" + "0a" * 10, "TOKEN": "0a" * 16, "port": "80"}
+    filled["services/…"] = "services/T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ"
+    assert len(written) == 6
+    for url in written:
+        for word, value in filled.items():
+            url = url.replace(word, value)  # noqa: PLW2901 - filled in bit by bit
+        assert Apprise().add(url), url

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gpujobs import automations, controller, prefect_api, process
+from gpujobs import automations, prefect_api
 from gpujobs.prefect_api import run_id_of
 from tests.cloud import Control, recipe_for
 from tests.prefect.desk import Desk, starts_and_left, until
@@ -97,19 +97,3 @@ def test_run_whose_signs_of_life_end_has_the_reaper_called_which_leaves_a_driven
     automations.set_up(desk.api)
     prefect_api.cancel(desk.api, flow_run_id)
     assert desk.ended(flow_run_id)[0] == "CANCELLED"
-
-
-def test_reaper_that_waited_for_a_host_lets_it_resume_its_runs_first(desk: Desk, truth: Control) -> None:
-    run_id, flow_run_id = desk.submit("echo begun; for i in 1 2 3 4 5 6 7 8; do sleep 1; done; echo over")
-    desk.wrote(run_id, "begun")
-    found = desk.controller()
-    os.kill(found.worker_pid, signal.SIGKILL)
-    until(lambda: not process.alive(found.worker_pid, found.worker_started), within_s=20)
-    reaper = desk.ask("GET", f"/deployments/name/{prefect_api.REAPER}")["id"]
-    parameters = {"parameters": {"unknown_too": True}}  # it would end what nobody drives
-    called = desk.ask("POST", f"/deployments/{reaper}/create_flow_run", parameters)["id"]
-    controller.up(desk.settings)
-    assert desk.ended(flow_run_id)[0] == "COMPLETED"
-    assert desk.ended(called)[0] == "COMPLETED"
-    assert (desk.settings.runs / run_id / "output.log").read_text() == "begun\nover\n"
-    assert starts_and_left(truth, run_id)[1] == []
