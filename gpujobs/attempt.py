@@ -98,7 +98,7 @@ class Attempt:
             self._line.insist(partial(self._push_mount, Path(source), remote))
 
     def _push_mount(self, local: Path, remote: str, shell: Shell) -> None:
-        progress = self._progress(f"uploading {local.name}")
+        progress, remote = self._progress(f"uploading {local.name}"), posixpath.join(self._runner(shell).work, remote)
         if local.is_dir():
             push_folder(shell, local, remote, progress=progress, stop=self._line.stop)
         else:

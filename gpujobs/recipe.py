@@ -273,8 +273,9 @@ class Recipe(Strict):
     @classmethod
     def _mount_points(cls, value: dict[str, str]) -> dict[str, str]:
         for remote in value:
-            if not remote.startswith("/") or remote.endswith("/"):
-                raise ValueError(f"{remote!r} must be an absolute path of a file or folder on the machine")
+            inside = remote.startswith("./") and ".." not in remote.split("/")
+            if not (remote.startswith("/") or inside) or remote.endswith("/"):
+                raise ValueError(f"{remote!r} must be an absolute path on the machine, or ./… for one in the workdir")
         return value
 
     @field_validator("outputs")
