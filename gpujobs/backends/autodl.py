@@ -11,16 +11,21 @@ from dataclasses import replace
 from gpujobs.backends._autodl_events import CONTAINER_STATUS, OVER, EventBook
 from gpujobs.backends._autodl_replies import Container, Deployment
 from gpujobs.backends._autodl_request import BASE_IMAGES, deployment_body, image_uuid, unknown_image
-from gpujobs.backends._autodl_stock import StockBook, region_sign
+from gpujobs.backends._autodl_stock import REGIONS, StockBook, region_sign
 from gpujobs.backends._autodl_wire import AutoDLClient, provider
 from gpujobs.backends._http import Door, Patience
 from gpujobs.backends._reading import Recent, StatusTable, link, ssh_address
 from gpujobs.clock import Clock
 from gpujobs.errors import BadInput, NotFound, Refused, Unavailable
-from gpujobs.models import Access, Event, Image, ImageRef, Machine, MachineStatus, Offer
+from gpujobs.models import Access, Catalogue, Event, Image, ImageRef, Machine, MachineStatus, Offer
 from gpujobs.recipe import Recipe
 from gpujobs.settings import Account
 
+CATALOGUE = Catalogue(
+    gpus=("RTX 4090", "RTX 3090", "RTX 3080 Ti", "RTX A4000", "TITAN Xp", "L20", "Tesla V100-SXM2-32GB"),
+    regions=tuple(REGIONS),
+    snapshots=False,
+)
 _LIVING = ("creating", "created", "starting", "oss_merged", "running", "shutting_down")
 _COMMENT_CAP = 100
 _log = logging.getLogger("gpujobs.backends.autodl")

@@ -86,4 +86,4 @@ def _tear_down(host: Host, run: Run, reporter: TerminalReporter) -> None:
     stop = StopToken()
     stop.stop(Cancelled(f"run {run.id} was cancelled"))
     with suppress(Busy):  # somebody has just taken it, and has heard of the cancel
-        lifecycle.execute(host, run.id, stop=stop, reporter=reporter)
+        lifecycle.execute(host, run.id, stop=stop, reporter=reporter, unended=True)

@@ -52,6 +52,18 @@ def test_deployed_reaper_leaves_a_living_run_alone(desk: Desk, truth: Control) -
     assert starts_and_left(truth, run_id) == (1, [])
 
 
+@pytest.mark.usefixtures("deployed")
+def test_deployed_nightly_flow_has_its_schedule_and_trains(desk: Desk, truth: Control) -> None:
+    nightly = desk.ask("GET", "/deployments/name/run-recipe/nightly-digits")
+    [schedule] = nightly["schedules"]
+    assert schedule["schedule"] == {"cron": "0 2 * * *", "timezone": "Asia/Shanghai", "day_or": True}
+    made = desk.ask("POST", f"/deployments/{nightly['id']}/create_flow_run", {"parameters": {"epochs": 1}})
+    assert desk.ended(made["id"], within_s=100)[0] == "COMPLETED"
+    assert desk.ask("GET", f"/flow_runs/{made['id']}")["name"] == "nightly-digits-lr0.02"
+    assert desk.run(run_id_of(made["id"])).name == "nightly-digits"
+    assert starts_and_left(truth, run_id_of(made["id"])) == (1, [])
+
+
 @pytest.fixture(scope="module")
 def served(desk: Desk) -> Iterator[None]:
     with start(desk, "serve.py") as process:
