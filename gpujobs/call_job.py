@@ -165,7 +165,7 @@ class Job(Future[_R]):
         while True:
             self._free_of_the_dead(host)
             with suppress(Busy):
-                lifecycle.execute(host, self.run_id, stop=self._stop, reporter=self._reporter)
+                lifecycle.execute(host, self.run_id, stop=self._stop, reporter=self._reporter, unended=True)
             if run := self._ended(host):
                 return run
             if self.cancelled():

@@ -13,8 +13,8 @@ from gpujobs.call_files import IN_WORKDIR
 from gpujobs.errors import BadInput
 from gpujobs.recipe import Recipe, Resources
 
-_OURS = ("python", "trust_remote", "workdir")  # of the keywords, those that are no key of a recipe's
-_NOT_OURS = {  # keys of a recipe's that a call has no use for, and why
+OURS = ("python", "trust_remote", "workdir")  # of the keywords, those that are no key of a recipe's
+NOT_OURS = {  # keys of a recipe's that a call has no use for, and why
     "run": "the function is what runs",
     "commands": "the function is what runs",
     "schedule": "a decorated function is called, not scheduled",
@@ -61,6 +61,7 @@ class Keys(TypedDict, total=False):
     file_mounts: dict[str, str]
     envs: dict[str, Any]
     secrets: list[str]
+    credentials: dict[str, str]
     setup: str | list[str]
     outputs: dict[str, str]
     snapshot: dict[str, str]
@@ -69,6 +70,7 @@ class Keys(TypedDict, total=False):
     budget: float
     retry: dict[str, Any]
     on_failure: dict[str, str]
+    notify: list[str]
     autodl: dict[str, Any]
     matrixdc: dict[str, Any]
     python: str
@@ -84,10 +86,10 @@ def template(keys: Mapping[str, Any], *, name: str, folder: Path) -> Recipe:
         folder: what local paths are relative to.
     """
     for key in keys:
-        if key in _NOT_OURS:
-            raise BadInput(f"gpu_job: {key}= is of no use, since {_NOT_OURS[key]}; leave it out")
+        if key in NOT_OURS:
+            raise BadInput(f"gpu_job: {key}= is of no use, since {NOT_OURS[key]}; leave it out")
     resources = {key: value for key, value in keys.items() if key in Resources.model_fields}
-    rest = {key: value for key, value in keys.items() if key not in resources and key not in _OURS}
+    rest = {key: value for key, value in keys.items() if key not in resources and key not in OURS}
     _check_ours(keys)
     try:
         recipe = Recipe.model_validate({"name": run_name(name), "run": "-", "resources": resources, **rest})

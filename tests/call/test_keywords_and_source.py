@@ -14,10 +14,10 @@ import pytest
 import gpujobs
 from gpujobs import gpu_job
 from gpujobs.call_files import IN_WORKDIR, Call, write_call
-from gpujobs.call_recipe import for_call, template
+from gpujobs.call_recipe import NOT_OURS, OURS, Keys, for_call, template
 from gpujobs.call_source import find_source
 from gpujobs.errors import BadInput
-from gpujobs.recipe import Recipe
+from gpujobs.recipe import Recipe, Resources
 from tests.call.project import load
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +71,11 @@ def test_the_keywords_are_those_of_the_recipe() -> None:
     assert call.file_mounts == {"/data": "/proj/data", IN_WORKDIR: "/files"}
     assert "python3.9" in call.run
     assert Recipe.model_validate_json(call.model_dump_json()) == call, "a run is resumed from its JSON"
+
+
+def test_every_key_of_a_recipe_that_a_call_has_a_use_for_is_a_keyword() -> None:
+    keys = {*Recipe.model_fields, *Resources.model_fields, *OURS} - {"resources", *NOT_OURS}
+    assert set(Keys.__annotations__) == keys
 
 
 @pytest.mark.parametrize("wrong", [print, int, object()])
