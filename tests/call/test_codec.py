@@ -305,6 +305,13 @@ def test_a_hostile_result_fails_cleanly(data: bytes, tmp_path: Path, monkeypatch
     assert not (tmp_path / "hacked").exists()
 
 
+@pytest.mark.parametrize("lie", ["an array that is not there", "an array too long", "an array of a negative length"])
+def test_no_room_is_made_for_an_array_whose_size_is_a_lie(lie: str, tmp_path: Path) -> None:
+    (tmp_path / "value").write_bytes(HOSTILE[lie])
+    with pytest.raises(BadResult, match=r"does not take the bytes that came|is none that is sent"):
+        decoded(tmp_path / "value")
+
+
 def test_a_result_with_more_values_than_allowed_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpujobs.call_decode.MAX_NODES", 1000)
     path = encoded([[]] * 1000, tmp_path)

@@ -36,7 +36,7 @@ class Thing(object):
 @gpu_job(accelerators="RTX 4090")
 def work(thing, deep=0):
     # type: (object, int) -> dict
-    import datetime, multiprocessing, os, sys
+    import datetime, multiprocessing, subprocess, sys
     try:
         if deep < 0:
             raise ZeroDivisionError("deep", deep)
@@ -44,7 +44,9 @@ def work(thing, deep=0):
         pass
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         from_child = pool.apply(pkg.inner.twice, (thing.number,))
+    program = "import gpujobs, pkg.inner; print(pkg.inner.twice(4))"
     return {
+        "process": subprocess.check_output([sys.executable, "-c", program]),
         "child": from_child,
         "again": helper.local(thing.number),
         "at": datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc),
@@ -107,7 +109,7 @@ def test_a_call_works_on_this_python(version: str, project: Any) -> None:
     ran_on = found.pop("python")
     assert version == "here" or ".".join(map(str, ran_on)) == version
     at = datetime(2026, 1, 1, tzinfo=UTC)
-    assert found == {"child": 42, "again": 22, "at": at, "numbers": (1, 2.5, {3}, 10**30)}
+    assert found == {"process": b"8\n", "child": 42, "again": 22, "at": at, "numbers": (1, 2.5, {3}, 10**30)}
 
 
 @pytest.mark.parametrize("version", [*OLD, "here"])
