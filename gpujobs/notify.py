@@ -51,6 +51,7 @@ def end_message(run: Run, *, outputs: Mapping[str, Path], log: Path, machines_al
     if run.error:
         lines.append(f"why: {_plain(run.error)}")
     lines += [f"{name}: {path} on {where}" for name, path in outputs.items()]
+    lines += [f"from anywhere: gpujobs pull {run.id}"] if outputs else []
     lines.append(f"log: {log} on {where}, or: gpujobs logs {run.id}")
     if machines_alive:
         lines.append(f"machines rented still: {machines_alive}; run: gpujobs reap")

@@ -103,7 +103,7 @@ class _Pass:
 
     def _failed(self, machine: str, run_id: str | None, error: GpujobsError) -> None:
         self.failed.append((machine, str(error)))
-        if run_id is not None:
+        if run_id is not None and not isinstance(error, LetGo):  # else somebody drives it again, and ends it himself
             notify.release_failed(self._host.settings, self._host.ledger.get_run(run_id), machine, str(error))
 
     def _end(self, backend: Backend, one: Found) -> None:

@@ -92,6 +92,7 @@ def test_end_is_told_once_with_what_one_wants_to_know_after_the_machine_is_gone(
         "it took 0:00:",
         f"cost: {ended.cost_cny:.2f} CNY",
         f"answer: {outcome.outputs['answer']} on ",
+        f"gpujobs pull {outcome.run_id}",
         f"gpujobs logs {outcome.run_id}",
     ):
         assert words in told["message"]
