@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from fake_server.server import FakeServer
+from gpujobs import prefect_api
 from gpujobs.backends import load
 from gpujobs.clock import SystemClock
 from gpujobs.prefect_api import run_id_of
@@ -170,6 +171,17 @@ def test_prefect_and_the_runs_folder_hold_no_secret(shown: Shown, desk: Desk) ->
     for secret in shown.secrets:
         assert len(secret) > 7
         assert [path for path in files if secret.encode() in path.read_bytes()] == []
+
+
+def test_log_says_nothing_twice_and_not_that_each_phase_ended_well(shown: Shown, desk: Desk) -> None:
+    desk.logged(shown.flow_run_id, "0 machines alive")
+    lines = prefect_api.logs(desk.api, shown.flow_run_id)
+    assert len(lines) == len(set(lines)), lines
+    assert "Finished in state Completed()" not in lines
+    assert [line for line in lines if line in {"begun", f"run: gj-tester-{shown.run_id}-1"}] == [
+        f"run: gj-tester-{shown.run_id}-1",
+        "begun",
+    ]
 
 
 def test_page_of_a_failed_run_tells_why_and_what_it_cost(desk: Desk) -> None:
