@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prefect import flow, task
@@ -22,6 +22,7 @@ from prefect.states import Cancelled, Completed, Failed
 
 from gpujobs import errors, lifecycle, settings
 from gpujobs.clock import StopToken
+from gpujobs.deploy_guard import refusal
 from gpujobs.flow_log import NoEcho, RunLog
 from gpujobs.flow_page import Page
 from gpujobs.flow_told import catch_up
@@ -31,6 +32,7 @@ from gpujobs.ledger_rows import ENDED, Run
 from gpujobs.lifecycle import Outcome, Step
 from gpujobs.models import Reporter
 from gpujobs.prefect_api import run_id_of
+from gpujobs.prefect_blocks import PrefectBlocks
 from gpujobs.recipe import Recipe
 
 DRAIN_S = 25.0  # Prefect kills a cancelled process after 30 s
@@ -62,6 +64,8 @@ async def run_recipe(recipe: Recipe) -> State[Any]:
     if context is None or context.flow_run is None or not isinstance(context.client, PrefectClient):
         raise MissingContextError("run_recipe is a flow: call it as one")
     async with seated() as seat:
+        if state := await refusal(seat.host, recipe, run_id):
+            return state
         log = RunLog(get_run_logger(), where=str(seat.host.settings.runs / run_id / "output.log"))
         begun_before = seat.resumes or context.flow_run.run_count > 1
         if begun_before:
@@ -80,7 +84,8 @@ async def seated() -> AsyncIterator[Seat]:
     if seat := SEAT.get():
         yield seat
         return
-    with Host.open(settings.load()) as host, _sigterm_cancels():
+    found = settings.load()
+    with Host.open(replace(found, blocks=PrefectBlocks(found))) as host, _sigterm_cancels():
         yield Seat(host=host, stop=StopToken())
 
 
@@ -138,7 +143,9 @@ class Driver:
 
     async def drive(self) -> Outcome:
         """Take the run's steps one by one, each as a Prefect task; raises Busy where another process drives it."""
-        life = lifecycle.steps(self._host, self._run_id, stop=self._stop, reporter=self._reporter)
+        life = lifecycle.steps(
+            self._host, self._run_id, stop=self._stop, reporter=self._reporter, unended=self._resumes
+        )
         flusher = asyncio.ensure_future(self._flush())
         error: Exception | None = None
         try:

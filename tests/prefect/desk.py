@@ -10,6 +10,7 @@ import requests
 
 from gpujobs import controller, prefect_api
 from gpujobs.controller import Controller
+from gpujobs.errors import Unavailable
 from gpujobs.ledger import Ledger
 from gpujobs.ledger_rows import Run
 from gpujobs.settings import Settings
@@ -42,10 +43,16 @@ class Desk:
     def state(self, flow_run_id: str, wanted: set[str], *, within_s: float = 60) -> tuple[str, str, str]:
         """Wait until the flow run is in one of the `wanted` types of state."""
         deadline = time.monotonic() + within_s
-        while (state := prefect_api.flow_run_state(self.api, flow_run_id))[0] not in wanted:
+        while (state := self._state(flow_run_id))[0] not in wanted:
             assert time.monotonic() < deadline, f"still {state}"
             time.sleep(0.1)
         return state
+
+    def _state(self, flow_run_id: str) -> tuple[str, str, str]:
+        try:
+            return prefect_api.flow_run_state(self.api, flow_run_id)
+        except Unavailable as error:  # a server whose database stands still on a busy machine answers later
+            return ("", "", str(error))
 
     def run(self, run_id: str) -> Run:
         """The run as the ledger has it."""
@@ -60,11 +67,11 @@ class Desk:
             time.sleep(0.05)
 
     def _send(self, method: str, path: str, body: Any) -> requests.Response:
-        return requests.request(method, self.api + path, json=body, timeout=30)
+        return requests.request(method, self.api + path, json=body, timeout=60)
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """Ask the Prefect server itself; again while it is too busy, as Prefect's own client does."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while (reply := self._send(method, path, body)).status_code == 503 and time.monotonic() < deadline:
             time.sleep(0.2)
         reply.raise_for_status()
@@ -76,7 +83,7 @@ class Desk:
         found = self.ask("POST", "/task_runs/filter", body)
         return [(task["name"], task["state_name"]) for task in sorted(found, key=lambda task: task["start_time"])]
 
-    def logged(self, flow_run_id: str, text: str, *, within_s: float = 20) -> None:
+    def logged(self, flow_run_id: str, text: str, *, within_s: float = 60.0) -> None:
         """Wait until the flow run's log in Prefect holds `text`, once."""
         deadline = time.monotonic() + within_s
         while (count := "\n".join(prefect_api.logs(self.api, flow_run_id)).count(text)) == 0:
