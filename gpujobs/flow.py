@@ -1,7 +1,6 @@
 """The Prefect flow `run_recipe`: the lifecycle's steps as Prefect tasks, each in a thread that a cancel wakes."""
 
 import asyncio
-import logging
 import signal
 import threading
 import time
@@ -24,7 +23,7 @@ from prefect.states import Cancelled, Completed, Failed
 from gpujobs import errors, lifecycle, settings
 from gpujobs.clock import StopToken
 from gpujobs.deploy_guard import refusal
-from gpujobs.flow_log import RunLog
+from gpujobs.flow_log import NoEcho, RunLog
 from gpujobs.flow_page import Page
 from gpujobs.flow_told import catch_up
 from gpujobs.flow_work import Done, Work
@@ -46,14 +45,6 @@ class Seat:
     host: Host
     stop: StopToken
     resumes: bool = False  # a run that lost its driver is gone on with; if it is over by now, it stays so
-
-
-class _NoEcho(logging.Filter):
-    """Drops what Prefect writes into the log at the end of each phase that went well: the page shows it anyway."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        ours = getattr(record, "flow_name", "") == run_recipe.name
-        return not (ours and str(record.msg).startswith("Finished in state Completed"))
 
 
 SEAT: ContextVar[Seat | None] = ContextVar("gpujobs_seat", default=None)
@@ -84,7 +75,7 @@ async def run_recipe(recipe: Recipe) -> State[Any]:
             return await Driver(seat, run_id, log, reporter=page).run(recipe, flow_run_id)
 
 
-get_logger("prefect.task_runs").addFilter(_NoEcho())
+get_logger("prefect.task_runs").addFilter(NoEcho(run_recipe.name))
 
 
 @asynccontextmanager

@@ -113,7 +113,7 @@ def summary(facts: Facts) -> str:
         "Log": _cell(str(facts.log)),
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items() if value)
-    script = "\n".join(part for part in (recipe.setup, recipe.run) if part)
+    script = "\n".join(part.rstrip() for part in (recipe.setup, recipe.run) if part)
     return f"## {_cell(run.name)}: {state}\n\n| | |\n|---|---|\n{table}\n\n{_fenced(script)}\n"
 
 

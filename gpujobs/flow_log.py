@@ -20,6 +20,20 @@ _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)
 Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 
+class NoEcho(logging.Filter):
+    """Drops what Prefect writes into the log at the end of each phase that went well: the page shows it anyway."""
+
+    def __init__(self, flow_name: str) -> None:
+        """Be about the tasks of this flow alone."""
+        super().__init__()
+        self._flow_name = flow_name
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether the record stays."""
+        ours = getattr(record, "flow_name", "") == self._flow_name
+        return not (ours and str(record.msg).startswith("Finished in state Completed"))
+
+
 class RunLog:
     """A Reporter that writes to a logger, which may change while it is used (each phase has its own).
 

@@ -200,7 +200,8 @@ class Page:
             status=MachineStatus.UNKNOWN,
         )
         try:
-            access = self._host.backend(record.backend).access(machine)
+            host = self._host.of_run(self._host.ledger.get_run(self._run_id))
+            access = host.backend(record.backend).access(machine)
         except GpujobsError as error:
             _log.info("run %s: its machine's services are not known: %s", self._run_id, error)
             return {}

@@ -1,5 +1,6 @@
 """What Prefect was told of a job's output, as Prefect has it: whoever takes a run up goes on from there."""
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from gpujobs.flow_work import Work
 from gpujobs.host import Host
 from gpujobs.run_folder import RunFolder
 
-DRAINED_S = 20.0  # for what this process itself has still to send
+ASK_S = 20.0  # with what this process itself has still to send
 _PAGE = 200  # what Prefect gives at most
 _PAGES = 5
 
@@ -32,9 +33,10 @@ async def catch_up(log: RunLog, host: Host, run_id: str, flow_run_id: UUID, clie
         return
     attempt, path, size = known.value
     try:
-        told = await _told(client, flow_run_id, attempt) if await drained(DRAINED_S) else None
+        async with asyncio.timeout(ASK_S):
+            told = await _told(client, flow_run_id, attempt) if await drained(ASK_S) else None
     except Exception as error:  # noqa: BLE001 - the job goes on, whatever Prefect says
-        _log.info("run %s: what its log tells is not known: %s", run_id, error)
+        _log.info("run %s: what its log tells is not known: %s", run_id, error or type(error).__name__)
         told = None
     begin = size if told is None else min(told, size)
     rest = await Work(lambda: _read(path, begin, size), name=f"gpujobs-{run_id}-log").begun()

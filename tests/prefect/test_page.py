@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from fake_server.server import FakeServer
+from gpujobs import prefect_api
 from gpujobs.backends import load
 from gpujobs.clock import SystemClock
 from gpujobs.prefect_api import run_id_of
@@ -152,7 +153,7 @@ def test_a_wait_of_some_seconds_has_a_progress_artifact_in_its_phase(shown: Show
 def test_run_is_found_by_each_of_its_tags(shown: Shown, desk: Desk) -> None:
     named = ["backend:matrixdc", "gpu:4090", "region:host-cluster", "owner:tester", "recipe:digits_2.x"]
     assert found_by(desk, "gpujobs", *named, f"run:{shown.run_id}") == [shown.flow_run_id]
-    until(lambda: labels(desk, shown.flow_run_id))
+    until(lambda: labels(desk, shown.flow_run_id), within_s=100)  # on SQLite the server often wants that call again
     assert labels(desk, shown.flow_run_id) == {*named, f"run:{shown.run_id}"}
 
 
@@ -170,6 +171,17 @@ def test_prefect_and_the_runs_folder_hold_no_secret(shown: Shown, desk: Desk) ->
     for secret in shown.secrets:
         assert len(secret) > 7
         assert [path for path in files if secret.encode() in path.read_bytes()] == []
+
+
+def test_log_says_nothing_twice_and_not_that_each_phase_ended_well(shown: Shown, desk: Desk) -> None:
+    desk.logged(shown.flow_run_id, "0 machines alive")
+    lines = prefect_api.logs(desk.api, shown.flow_run_id)
+    assert len(lines) == len(set(lines)), lines
+    assert "Finished in state Completed()" not in lines
+    assert [line for line in lines if line in {"begun", f"run: gj-tester-{shown.run_id}-1"}] == [
+        f"run: gj-tester-{shown.run_id}-1",
+        "begun",
+    ]
 
 
 def test_page_of_a_failed_run_tells_why_and_what_it_cost(desk: Desk) -> None:
