@@ -3,10 +3,12 @@
 import logging
 import posixpath
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
 from gpujobs import teardown
+from gpujobs.clock import StopToken
 from gpujobs.errors import (
     BadInput,
     BootTimeout,
@@ -27,6 +29,7 @@ from gpujobs.plan import price_bound
 from gpujobs.renting import Job
 from gpujobs.runner import ExitRecord, Runner, RunSpec
 from gpujobs.shell import Shell
+from gpujobs.store_folder import growing
 from gpujobs.transfer import pull, push_file, push_folder
 
 _log = logging.getLogger(__name__)
@@ -95,7 +98,7 @@ class Attempt:
             self._line.insist(partial(self._push_mount, Path(source), remote))
 
     def _push_mount(self, local: Path, remote: str, shell: Shell) -> None:
-        progress = self._progress(f"uploading {local.name}")
+        progress, remote = self._progress(f"uploading {local.name}"), posixpath.join(self._runner(shell).work, remote)
         if local.is_dir():
             push_folder(shell, local, remote, progress=progress, stop=self._line.stop)
         else:
@@ -145,15 +148,22 @@ class Attempt:
         over = OverLimit(
             f"the work was still running {limit_s:.0f} s after its start, past max_duration; it was stopped"
         )
-        with self._line.bounded(limit_s, lambda: self._line.stop.stop(over)):
+        with self._line.bounded(limit_s, lambda: self._line.stop.stop(over)), self._log_in_store():
             self._line.insist(self._start)
             self._line.insist(self._follow)
         self._check_log()
         self._judge()
 
+    def _log_in_store(self) -> AbstractContextManager[None]:
+        host, number = self.job.host, int(self.name.rpartition("-")[2])
+        if host.store is None:
+            return nullcontext()
+        return growing(host.store, self.job.run.id, number, self.job.folder.log, clock=host.clock)
+
     def _start(self, shell: Shell) -> None:
         runner = self._runner(shell)
         if runner.status().phase in _NOT_BEGUN:
+            self.job.host.ledger.check_hold()
             runner.start()
 
     def _follow(self, shell: Shell) -> None:
@@ -161,6 +171,7 @@ class Attempt:
         with folder.appending() as log:
 
             def keep(data: bytes) -> None:
+                self.job.host.check_hold()
                 log.write(data)
                 self.job.reporter.output(data)
 
@@ -176,6 +187,7 @@ class Attempt:
     def _check_log(self) -> None:
         """Hold promise 4: the log here is what the machine recorded, byte for byte; fetched anew once if it is not."""
         folder, exit_ = self.job.folder, self._exit
+        self.job.host.ledger.check_hold()  # the log may be another's by now
         if (folder.log_size(), folder.log_sha256()) != (exit_.log_size, exit_.sha256):
             _log.warning("%s: the log here differs from the machine's; fetching it again", self.name)
             folder.drop_log()
@@ -277,15 +289,20 @@ class Attempt:
     # the end
 
     def snapshot(self) -> None:
-        """Power off with the disk saved as an image, and wait until it is off; raises GpujobsError with the reason."""
+        """Power off with the disk saved as an image, and wait until it is off; raises GpujobsError with the reason.
+
+        A cancel ends the waiting: the machine is released whatever becomes of the image.
+        """
         wanted, host = self.job.recipe.snapshot, self.job.host
         if wanted is None:
             return
+        over_time = isinstance(self._line.stop.error, OverLimit)  # it stopped the work, and saving comes after that
+        stop = StopToken() if over_time else self._line.stop
+        stop.raise_if_stopped()
         self._line.hang_up()
-        with self._line.after_stop(host.timing.snapshot_s):
-            image = self.backend.power_off(self._line.machine, snapshot=ImageRef(name=wanted.name, tag=wanted.tag))
-            deadline = host.clock.monotonic() + host.timing.snapshot_s
-            teardown.wait_off(host, self.backend, self._line.machine, deadline=deadline, tick=self._still_saving)
+        image = self.backend.power_off(self._line.machine, snapshot=ImageRef(name=wanted.name, tag=wanted.tag))
+        deadline = host.clock.monotonic() + host.timing.snapshot_s
+        teardown.wait_off(host, self.backend, self._line.machine, deadline=deadline, tick=self._still_saving, stop=stop)
         host.ledger.add_snapshot(
             SnapshotRecord(
                 name=wanted.name,

@@ -23,6 +23,7 @@ from gpujobs.prefect_database import lay_out
 from gpujobs.prefect_login import login
 from gpujobs.settings import Settings, private_folder, private_opener
 
+_NO_STRANGERS = "content-security-policy:connect-src 'self' data: blob:"  # its pages would ask a maker of statistics
 _STOP_S = 12.0  # the host lets go of its runs in this time
 _CHILDREN: list["subprocess.Popen[bytes]"] = []  # a Popen that is collected while its process lives warns
 
@@ -91,7 +92,7 @@ def check_environment(settings: Settings, names: Sequence[str]) -> None:
 
     Args:
         settings: whose controller.
-        names: of the secrets that a recipe wants.
+        names: of the variables whose values a recipe wants.
     """
     found = status(settings)
     if found is None or not found.worker_alive:
@@ -148,7 +149,7 @@ def _start_server(settings: Settings) -> tuple[str, tuple[int, str]]:
 
 def server_command(port: int) -> Sequence[str]:
     """Give the arguments of Python that start our own Prefect server."""
-    options = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"]
+    options = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "warning", "--header", _NO_STRANGERS]
     return ["-m", "uvicorn", "--factory", "gpujobs.prefect_server:create_app", *options]
 
 

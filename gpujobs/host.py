@@ -1,26 +1,32 @@
 """What many runs in one process share: settings, ledger, clock, backends, watchers, and one guard thread."""
 
+import json
 import logging
 import os
 import random
 import socket
 import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Self
 
 from gpujobs import backends
 from gpujobs.backends import Backend
 from gpujobs.clock import Clock, StopToken, SystemClock
-from gpujobs.errors import Busy, Cancelled, GpujobsError
+from gpujobs.errors import BadInput, Busy, Cancelled, GpujobsError, LetGo, Unavailable
 from gpujobs.ledger import Ledger, open_ledger
+from gpujobs.ledger_rows import Run
 from gpujobs.models import Event, Machine
-from gpujobs.settings import Settings
+from gpujobs.settings import Account, Settings
 from gpujobs.slots import Slots, Unlimited
+from gpujobs.store import Store
 from gpujobs.watch import Watch, Watcher
 
+_JOIN_S = 2.0
 _log = logging.getLogger(__name__)
 
 
@@ -54,10 +60,16 @@ class Host:
         self.slots: Slots = Unlimited()  # whoever opens it for a team puts the team's limits here
         self.driver = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._lock = threading.Lock()
-        self._backends: dict[str, Backend] = {}
-        self._watchers: dict[str, Watcher] = {}
-        self._names: dict[str, str] = {}  # our names of the machines that were watched, by the provider's ids
-        self._guard = Guard(ledger, self.driver, clock=clock, timing=timing)
+        self.reaping = threading.Lock()  # one pass of the reaper at a time
+        self._credentials: Mapping[str, str] = {}
+        self._backends: dict[tuple[str, Account], Backend] = {}
+        self._watchers: dict[Backend, Watcher] = {}
+        self._heard_by: dict[
+            str, tuple[Ledger, str]
+        ] = {}  # by the provider's id of a machine: for whom, our name of it
+        self._guard = Guard(ledger, clock=clock, timing=timing)
+        self.store = Store(settings.store) if settings.store else None  # one that cannot be is refused before any rent
+        self._lease: Lease | None = None  # of the run that this host was given for
 
     @classmethod
     def open(
@@ -70,40 +82,96 @@ class Host:
     ) -> Self:
         """Open the ledger of `settings`; sends nothing to any provider yet."""
         clock, dice = clock or SystemClock(), dice or random.Random()  # noqa: S311 - for jitter, not for secrets
-        return cls(settings, open_ledger(settings.database_url), clock=clock, dice=dice, timing=timing or Timing())
+        ledger = open_ledger(settings.database_url, clock=clock)
+        return cls(settings, ledger, clock=clock, dice=dice, timing=timing or Timing())
+
+    def under(self, credentials: Mapping[str, str]) -> Self:
+        """Give this host as a run sees it whose recipe names these blocks, by backend; all else is shared."""
+        view = copy(self)
+        view._credentials = credentials  # noqa: SLF001 - it is one of us
+        return view
+
+    def of_run(self, run: Run) -> Self:
+        """Give this host under the credentials that a run's recipe names."""
+        return self.under(json.loads(run.recipe_json).get("credentials") or {})
+
+    def account(self, name: str) -> Account:
+        """Give the account with backend `name` that counts here; raises as `Settings.account` does."""
+        return self.settings.account(name, self._credentials.get(name, ""))
+
+    def usable(self) -> Sequence[str]:
+        """Name the backends that there is an account with; raises where there is none because we cannot ask."""
+        found: list[str] = []
+        trouble: GpujobsError | None = None
+        for name in backends.names():
+            try:
+                found += [name] if self.account(name).token else []
+            except Unavailable as error:
+                _log.warning("whether there is an account with %s is not known: %s", name, error)
+                trouble = error
+        if trouble is not None and not found:
+            raise trouble
+        return found
 
     def backend(self, name: str) -> Backend:
-        """Open the backend `name`, or give the one that is open; raises BadInput."""
+        """Open the backend `name`, or give the one that is open; raises BadInput, and as `account` does."""
+        if name not in backends.names():
+            raise BadInput(f"there is no backend {name}; {backends.nearest(name)}")
+        return self.backend_of(name, self.account(name))
+
+    def backend_of(self, name: str, account: Account) -> Backend:
+        """Open the backend `name` for one account, or give the one that is open; raises BadInput."""
         with self._lock:
-            if name not in self._backends:
-                self._backends[name] = backends.load(name, self.settings, clock=self.clock)
-            return self._backends[name]
+            if (name, account) not in self._backends:
+                self._backends[name, account] = backends.open_with(name, account, clock=self.clock)
+            return self._backends[name, account]
 
     @contextmanager
     def watching(self, machine: Machine) -> Iterator[Watch]:
         """Have the one watcher of the machine's backend watch it too; what it hears goes into the ledger."""
-        self._names[machine.id] = machine.name
+        self._heard_by[machine.id] = (self.ledger, machine.name)
         with self._watcher(machine.backend).watch(machine) as watch:
             yield watch
 
     def _watcher(self, name: str) -> Watcher:
         backend = self.backend(name)
         with self._lock:
-            if name not in self._watchers:
-                self._watchers[name] = Watcher(backend, clock=self.clock, dice=self.dice, on_event=self._heard)
-            return self._watchers[name]
+            if backend not in self._watchers:
+                self._watchers[backend] = Watcher(backend, clock=self.clock, dice=self.dice, on_event=self._heard)
+            return self._watchers[backend]
 
     @contextmanager
-    def guarded(self, run_id: str, stop: StopToken) -> Iterator[None]:
-        """Hold the lease on a run, and listen for its cancel, for as long as the block runs; raises Busy."""
-        if not self.ledger.claim_run(run_id, self.driver, lease_s=self.timing.lease_s, now=self.clock.now()):
+    def guarded(self, run_id: str, stop: StopToken, *, unended: bool = False) -> Iterator[Self]:
+        """Hold the lease on a run, and listen for its cancel, for as long as the block runs.
+
+        Gives this host for that run: each write to its ledger raises Busy once another process has taken the run.
+        Raises Busy where another drives it, or with `unended` where it is over.
+        """
+        now, lease_s = self.clock.now(), self.timing.lease_s
+        token = self.ledger.claim_run(run_id, self.driver, lease_s=lease_s, now=now, unended=unended)
+        if token is None:
             raise Busy(f"run {run_id} is driven by another process; follow it with: gpujobs logs -f {run_id}")
-        self._guard.add(run_id, stop)
+        lease = Lease(run_id=run_id, token=token, stop=stop, until=now + timedelta(seconds=lease_s))
+        self._guard.add(lease)
         try:
-            yield
+            yield self._held(lease)
         finally:
-            self._guard.remove(run_id)
-            self.ledger.release_claim(run_id, self.driver)
+            self._guard.remove(lease)
+            with suppress(LetGo):  # the ledger is away: the lease runs out by itself
+                self.ledger.release_claim(run_id, self.driver, token=token)
+
+    def _held(self, lease: "Lease") -> Self:
+        held = copy(self)
+        held.ledger, held._lease = self.ledger.held(lease.run_id, lease.token), lease  # noqa: SLF001 - of ourselves
+        return held
+
+    def check_hold(self) -> None:
+        """Raise Busy where this host's run was taken by another; asks the ledger only once the lease has run out.
+
+        That is for what a process which was frozen might do, in the moment in which it goes on.
+        """
+        if self._lease is not None and self.clock.now() >= self._lease.until:
+            self.ledger.check_hold()
 
     def close(self) -> None:
         """End the threads and close the ledger."""
@@ -121,64 +189,72 @@ class Host:
         self.close()
 
     def _heard(self, event: Event) -> None:
-        name = self._names.get(event.machine_id)
-        if name is not None:
-            self.ledger.add_event(name, event, seen_at=self.clock.now())
+        if event.machine_id in self._heard_by:
+            ledger, name = self._heard_by[event.machine_id]
+            with suppress(LetGo):  # another hears of it
+                ledger.add_event(name, event, seen_at=self.clock.now())
+
+
+@dataclass(slots=True, kw_only=True)
+class Lease:
+    """Our claim on a run, and until when nobody else can have taken it."""
+
+    run_id: str
+    token: int
+    stop: StopToken
+    until: datetime
 
 
 class Guard:
     """One thread for all runs of a process: renews their leases and hears requests to cancel them."""
 
-    def __init__(self, ledger: Ledger, driver: str, *, clock: Clock, timing: Timing) -> None:
+    def __init__(self, ledger: Ledger, *, clock: Clock, timing: Timing) -> None:
         """Start no thread yet."""
-        self._ledger, self._driver, self._clock, self._timing = ledger, driver, clock, timing
+        self._ledger, self._clock, self._timing = ledger, clock, timing
         self._lock = threading.Lock()
-        self._runs: dict[str, StopToken] = {}
-        self._renewed: dict[str, float] = {}
+        self._leases: list[Lease] = []
         self._thread: threading.Thread | None = None
         self._over = threading.Event()
 
-    def add(self, run_id: str, stop: StopToken) -> None:
+    def add(self, lease: Lease) -> None:
         """Guard one run more."""
         with self._lock:
-            self._runs[run_id] = stop
-            self._renewed[run_id] = self._clock.monotonic()
+            self._leases.append(lease)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._watch, name="gpujobs-guard", daemon=True)
                 self._thread.start()
 
-    def remove(self, run_id: str) -> None:
+    def remove(self, lease: Lease) -> None:
         """Guard it no longer."""
         with self._lock:
-            self._runs.pop(run_id, None)
-            self._renewed.pop(run_id, None)
+            self._leases.remove(lease)
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread, unless it waits for the ledger: it is a daemon."""
         self._over.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(_JOIN_S)
 
     def _watch(self) -> None:
         while not self._clock.wait(self._over, self._timing.guard_s):
             with self._lock:
-                runs = list(self._runs.items())
-            for run_id, stop in runs:
+                leases = list(self._leases)
+            for lease in leases:
                 try:
-                    self._look(run_id, stop)
+                    self._look(lease)
                 except Exception:  # noqa: BLE001 - whatever the database says, the other runs keep their guard
-                    _log.exception("guarding run %s", run_id)
+                    _log.exception("guarding run %s", lease.run_id)
 
-    def _look(self, run_id: str, stop: StopToken) -> None:
-        if not stop.stopped and self._ledger.cancel_requested(run_id):
-            stop.stop(Cancelled(f"run {run_id} was cancelled"))
-        now = self._clock.monotonic()
-        if now - self._renewed.get(run_id, now) < self._timing.lease_s / 4:
+    def _look(self, lease: Lease) -> None:
+        if not lease.stop.stopped and self._ledger.cancel_requested(lease.run_id):
+            lease.stop.stop(Cancelled(f"run {lease.run_id} was cancelled"))
+        now, lease_s = self._clock.now(), self._timing.lease_s
+        if (lease.until - now).total_seconds() > lease_s * 3 / 4:
             return
-        if self._ledger.renew(run_id, self._driver, lease_s=self._timing.lease_s, now=self._clock.now()):
-            self._renewed[run_id] = now
+        if self._ledger.renew(lease.run_id, lease.token, lease_s=lease_s, now=now):
+            lease.until = now + timedelta(seconds=lease_s)
         else:
-            stop.stop(Busy(f"run {run_id} was taken over by another process; this one lets go of it"))
+            lease.stop.stop(Busy(f"run {lease.run_id} was taken over by another process; this one lets go of it"))
 
 
 def describe_bug(error: Exception) -> GpujobsError:

@@ -6,20 +6,19 @@ method returns. Times are the caller's, aware. No secret and no access to a mach
 
 import difflib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from typing import Self, Unpack
 
-from sqlalchemy import Connection, CursorResult, Engine, Select, Table, func, insert, literal, select, update
-from sqlalchemy.dialects import sqlite
-from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.sql.dml import Insert, Update
+from sqlalchemy import func, insert, literal, select, update
 
-from gpujobs.errors import BadInput, Busy, GpujobsError
-from gpujobs.ledger_engine import open_engine, place
+from gpujobs.clock import Clock, SystemClock
+from gpujobs.errors import BadInput
+from gpujobs.ledger_database import Database, Hold, printable
+from gpujobs.ledger_engine import open_engine
 from gpujobs.ledger_rows import (
+    ENDED,
     Attempt,
     AttemptChanges,
     Bill,
@@ -33,23 +32,32 @@ from gpujobs.ledger_rows import (
 from gpujobs.ledger_tables import UtcTime, attempts, bills, events, machines, runs, snapshots
 from gpujobs.models import Event
 
-if TYPE_CHECKING:
-    from sqlalchemy.dialects import postgresql
 
-_Row = TypeVar("_Row", Run, Attempt, MachineRecord, EventRecord, Bill, SnapshotRecord)
-
-
-def open_ledger(url: str) -> "Ledger":
+def open_ledger(url: str, *, clock: Clock | None = None) -> "Ledger":
     """Open the ledger at `url`, made or migrated where needed; raises BadInput where it cannot be one."""
-    return Ledger(open_engine(url))
+    return Ledger(Database(open_engine(url), clock=clock or SystemClock()))
 
 
 class Ledger:
-    """An open ledger; close it, or use it in a `with`."""
+    """An open ledger; close it, or use it in a `with`.
 
-    def __init__(self, engine: Engine) -> None:
-        """Work on an engine whose database stands at the newest revision."""
-        self._engine = engine
+    A server that is away is waited for, five minutes at most: then LetGo is raised.
+    """
+
+    def __init__(self, database: Database) -> None:
+        """Keep everything in `database`."""
+        self._database = database
+
+    def held(self, run_id: str, token: int) -> "Ledger":
+        """Give this ledger to the holder of a claim: each write raises Busy once another has claimed the run.
+
+        It is checked in the write's own transaction, so that a process which was frozen past its lease writes nothing.
+        """
+        return Ledger(self._database.held(Hold(run_id, token)))
+
+    def check_hold(self) -> None:
+        """Raise Busy where another process has claimed the run that this ledger is held for."""
+        self._database.check_hold()
 
     def __enter__(self) -> Self:
         """Give the ledger itself."""
@@ -61,24 +69,26 @@ class Ledger:
 
     def close(self) -> None:
         """Close every connection; idempotent."""
-        self._engine.dispose()
+        self._database.close()
 
     # Runs
 
     def add_run(self, run: Run) -> None:
         """Write a new run down; raises Busy where its id is taken."""
-        self._write(insert(runs).values(**asdict(run)), f"run {run.id}")
+        self._database.write(insert(runs).values(**printable(asdict(run))), f"run {run.id}")
 
     def get_run(self, ref: str) -> Run:
         """Find a run by its id, by its name (the latest of that name), or by a prefix that one id alone has.
 
         Raises BadInput that names the nearest ones.
         """
-        by_id = self._rows(Run, select(runs).where(runs.c.id == ref))
+        by_id = self._database.rows(Run, select(runs).where(runs.c.id == ref))
         latest = select(runs).order_by(runs.c.created_at.desc(), runs.c.id.desc())
-        if found := by_id or self._rows(Run, latest.where(runs.c.name == ref).limit(1)):
+        if found := by_id or self._database.rows(Run, latest.where(runs.c.name == ref).limit(1)):
             return found[0]
-        started = self._rows(Run, latest.where(runs.c.id.startswith(ref, autoescape=True)).limit(4)) if ref else []
+        started = (
+            self._database.rows(Run, latest.where(runs.c.id.startswith(ref, autoescape=True)).limit(4)) if ref else []
+        )
         if len(started) == 1:
             return started[0]
         raise BadInput(self._no_such_run(ref, started))
@@ -90,59 +100,68 @@ class Ledger:
         query = select(runs).order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(limit)
         if states:
             query = query.where(runs.c.state.in_(states))
-        return self._rows(Run, query if owner is None else query.where(runs.c.owner == owner))
+        return self._database.rows(Run, query if owner is None else query.where(runs.c.owner == owner))
 
     def update_run(self, run_id: str, **changes: Unpack[RunChanges]) -> None:
         """Change fields of a run; raises BadInput where there is none."""
-        self._change(update(runs).where(runs.c.id == run_id), changes, f"run {run_id}")
+        self._database.change(update(runs).where(runs.c.id == run_id), changes, f"run {run_id}")
 
-    def claim_run(self, run_id: str, driver: str, *, lease_s: float, now: datetime) -> bool:
-        """Take the run for `driver` until `now + lease_s`; False while another's lease runs. Atomic."""
+    def claim_run(
+        self, run_id: str, driver: str, *, lease_s: float, now: datetime, unended: bool = False
+    ) -> int | None:
+        """Take the run for `driver` until `now + lease_s`; None while another's lease runs. Atomic.
+
+        Gives the claim's token, larger than that of any claim before; `unended`: only a run that is not over.
+        """
         free = (runs.c.driver.in_(["", driver])) | (runs.c.lease_until < now) | runs.c.lease_until.is_(None)
-        claim = update(runs).where(runs.c.id == run_id, free)
-        return (
-            self._write(claim.values(driver=driver, lease_until=now + timedelta(seconds=lease_s)), f"run {run_id}") == 1
-        )
+        claim = update(runs).where(runs.c.id == run_id, free).returning(runs.c.fence)
+        claim = claim.where(runs.c.state.not_in(ENDED)) if unended else claim
+        values = {"driver": driver, "lease_until": now + timedelta(seconds=lease_s), "fence": runs.c.fence + 1}
+        token: int | None = self._database.write_and_read(claim.values(**values), f"run {run_id}")
+        return token
 
-    def renew(self, run_id: str, driver: str, *, lease_s: float, now: datetime) -> bool:
-        """Lengthen the claim that `driver` holds; False when another has taken the run: stop driving it."""
-        held = update(runs).where(runs.c.id == run_id, runs.c.driver == driver)
-        return self._write(held.values(lease_until=now + timedelta(seconds=lease_s)), f"run {run_id}") == 1
+    def renew(self, run_id: str, token: int, *, lease_s: float, now: datetime) -> bool:
+        """Lengthen the claim of that token; False when another has taken the run: stop driving it."""
+        held = update(runs).where(runs.c.id == run_id, runs.c.fence == token, runs.c.driver != "")
+        lease = held.values(lease_until=now + timedelta(seconds=lease_s))
+        return self._database.write(lease, f"run {run_id}") == 1
 
-    def release_claim(self, run_id: str, driver: str) -> None:
-        """Let go of the run, if `driver` holds it. Idempotent."""
+    def release_claim(self, run_id: str, driver: str, *, token: int | None = None) -> None:
+        """Let go of the run, if `driver` holds it (by the claim of that `token`). Idempotent."""
         held = update(runs).where(runs.c.id == run_id, runs.c.driver == driver)
-        self._write(held.values(driver="", lease_until=None), f"run {run_id}")
+        held = held if token is None else held.where(runs.c.fence == token)
+        self._database.write(held.values(driver="", lease_until=None), f"run {run_id}")
 
     def request_cancel(self, run_id: str, at: datetime) -> None:
         """Ask whoever drives the run to stop; the first time stays. Raises BadInput where there is no such run."""
         changes = {"cancel_requested_at": func.coalesce(runs.c.cancel_requested_at, literal(at, UtcTime))}
-        self._change(update(runs).where(runs.c.id == run_id), changes, f"run {run_id}")
+        self._database.change(update(runs).where(runs.c.id == run_id), changes, f"run {run_id}")
 
     def cancel_requested(self, run_id: str) -> bool:
         """Say whether somebody has asked the run to stop."""
-        with self._reading() as connection:
-            return connection.scalar(select(runs.c.cancel_requested_at).where(runs.c.id == run_id)) is not None
+        return self._database.value(select(runs.c.cancel_requested_at).where(runs.c.id == run_id)) is not None
 
     # Attempts
 
     def add_attempt(self, attempt: Attempt) -> None:
         """Write a new attempt down; raises Busy where its number or name is taken."""
-        self._write(insert(attempts).values(**asdict(attempt)), f"attempt {attempt.name}")
+        self._database.write(insert(attempts).values(**printable(asdict(attempt))), f"attempt {attempt.name}")
 
     def update_attempt(self, name: str, **changes: Unpack[AttemptChanges]) -> None:
         """Change fields of the attempt called `name`; raises BadInput where there is none."""
-        self._change(update(attempts).where(attempts.c.name == name), changes, f"attempt {name}")
+        self._database.change(update(attempts).where(attempts.c.name == name), changes, f"attempt {name}")
 
     def attempts(self, run_id: str) -> Sequence[Attempt]:
         """Give a run's attempts, first to last."""
-        return self._rows(Attempt, select(attempts).where(attempts.c.run_id == run_id).order_by(attempts.c.number))
+        return self._database.rows(
+            Attempt, select(attempts).where(attempts.c.run_id == run_id).order_by(attempts.c.number)
+        )
 
     # Machines
 
     def intend(self, machine: MachineRecord) -> None:
         """Write down, before every create, that a machine is about to be asked for; Busy where the name is taken."""
-        self._write(insert(machines).values(**asdict(machine)), f"machine {machine.name}")
+        self._database.write(insert(machines).values(**printable(asdict(machine))), f"machine {machine.name}")
 
     def record_created(self, name: str, machine_id: str, **changes: Unpack[MachineChanges]) -> None:
         """Settle an intent: the provider made it, as `machine_id`."""
@@ -154,7 +173,7 @@ class Ledger:
 
     def update_machine(self, name: str, **changes: Unpack[MachineChanges]) -> None:
         """Change fields of a machine; raises BadInput where there is none."""
-        self._change(update(machines).where(machines.c.name == name), changes, f"machine {name}")
+        self._database.change(update(machines).where(machines.c.name == name), changes, f"machine {name}")
 
     def mark_gone(self, name: str, at: datetime) -> None:
         """Note that the provider no longer lists it; the first time stays. Idempotent."""
@@ -163,16 +182,16 @@ class Ledger:
             "settled": True,
             "status": "gone",
         }
-        self._change(update(machines).where(machines.c.name == name), changes, f"machine {name}")
+        self._database.change(update(machines).where(machines.c.name == name), changes, f"machine {name}")
 
     def machine(self, name: str) -> MachineRecord | None:
         """Give the machine of that name, None where the ledger knows none."""
-        found = self._rows(MachineRecord, select(machines).where(machines.c.name == name))
+        found = self._database.rows(MachineRecord, select(machines).where(machines.c.name == name))
         return found[0] if found else None
 
     def machines(self, run_id: str) -> Sequence[MachineRecord]:
         """Give a run's machines, in the order of their attempts."""
-        return self._rows(
+        return self._database.rows(
             MachineRecord, select(machines).where(machines.c.run_id == run_id).order_by(machines.c.attempt)
         )
 
@@ -182,7 +201,7 @@ class Ledger:
         query = select(machines).where(machines.c.gone_at.is_(None), maybe).order_by(machines.c.intent_at)
         if owner is not None:
             query = query.join(runs, runs.c.id == machines.c.run_id).where(runs.c.owner == owner)
-        return self._rows(MachineRecord, query)
+        return self._database.rows(MachineRecord, query)
 
     # Events
 
@@ -196,26 +215,29 @@ class Ledger:
             "at": event.at,
             "seen_at": seen_at,
         }
-        new = self._insert(events).values(**values).on_conflict_do_nothing(index_elements=["machine", "key"])
-        return self._write(new, f"event of {machine}") == 1
+        new = self._database.insert(events).values(**printable(values))
+        new = new.on_conflict_do_nothing(index_elements=["machine", "key"])
+        # not by the number of rows: PostgreSQL's driver does not tell it of an insert that numbers them
+        return self._database.write_and_read(new.returning(events.c.number), f"event of {machine}") is not None
 
     def events(self, run_id: str) -> Sequence[EventRecord]:
         """Give what was reported of a run's machines, in the order in which we heard of it."""
         columns = [column for column in events.c if column is not events.c.number]
         query = select(*columns).join(machines).where(machines.c.run_id == run_id).order_by(events.c.number)
-        return self._rows(EventRecord, query)
+        return self._database.rows(EventRecord, query)
 
     # Bills
 
     def put_bill(self, bill: Bill) -> None:
         """Write an attempt's bill, over the one before."""
-        self._write(
-            self._upsert(bills, asdict(bill), ["run_id", "attempt"]), f"bill of {bill.run_id}, attempt {bill.attempt}"
+        self._database.write(
+            self._database.upsert(bills, asdict(bill), ["run_id", "attempt"]),
+            f"bill of {bill.run_id}, attempt {bill.attempt}",
         )
 
     def bills(self, run_id: str) -> Sequence[Bill]:
         """Give a run's bills, by attempt."""
-        return self._rows(Bill, select(bills).where(bills.c.run_id == run_id).order_by(bills.c.attempt))
+        return self._database.rows(Bill, select(bills).where(bills.c.run_id == run_id).order_by(bills.c.attempt))
 
     def cost_cny(self, run_id: str) -> float | None:
         """Sum a run's bills; None while any part is unknown: a bill without a cost, or a machine without a bill."""
@@ -230,62 +252,25 @@ class Ledger:
 
     def add_snapshot(self, snapshot: SnapshotRecord) -> None:
         """Write a snapshot down, over one of the same name, tag, backend and region."""
-        self._write(
-            self._upsert(snapshots, asdict(snapshot), ["name", "tag", "backend", "region"]), f"snapshot {snapshot.name}"
+        self._database.write(
+            self._database.upsert(snapshots, asdict(snapshot), ["name", "tag", "backend", "region"]),
+            f"snapshot {snapshot.name}",
         )
 
     def find_snapshot(self, name: str, tag: str | None = None, *, backend: str | None = None) -> SnapshotRecord | None:
         """Give the snapshot of that name and tag, or the latest made of that name; None where there is none."""
         query = select(snapshots).where(snapshots.c.name == name).order_by(snapshots.c.made_at.desc()).limit(1)
         query = query if tag is None else query.where(snapshots.c.tag == tag)
-        found = self._rows(SnapshotRecord, query if backend is None else query.where(snapshots.c.backend == backend))
+        found = self._database.rows(
+            SnapshotRecord, query if backend is None else query.where(snapshots.c.backend == backend)
+        )
         return found[0] if found else None
 
     def snapshots(self) -> Sequence[SnapshotRecord]:
         """Give every snapshot, latest first."""
-        return self._rows(SnapshotRecord, select(snapshots).order_by(snapshots.c.made_at.desc(), snapshots.c.name))
-
-    # How
-
-    @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        try:
-            with self._engine.connect() as connection:
-                yield connection
-        except DBAPIError as error:
-            raise GpujobsError(f"the ledger {place(self._engine)} cannot be read: {error.orig}") from error
-
-    def _rows(self, kind: type[_Row], query: Select[Any]) -> list[_Row]:
-        with self._reading() as connection:
-            result = connection.execute(query)
-            names = list(result.keys())
-            return [kind(**dict(zip(names, row, strict=True))) for row in result]
-
-    def _write(self, statement: Insert | Update, what: str) -> int:
-        try:
-            with self._engine.connect().execution_options(writes=True) as connection, connection.begin():
-                result = connection.execute(statement)
-                return result.rowcount if isinstance(result, CursorResult) else 0
-        except IntegrityError as error:
-            raise Busy(f"{what} does not go into the ledger ({error.orig}); does another process drive it?") from error
-        except DBAPIError as error:
-            where = place(self._engine)
-            raise GpujobsError(f"the ledger {where} cannot be written: {error.orig}; is its disk full?") from error
-
-    def _change(self, statement: Update, changes: Mapping[str, Any], what: str) -> None:
-        if changes and self._write(statement.values(**changes), what) != 1:
-            raise BadInput(f"the ledger {place(self._engine)} has no {what}")
-
-    def _upsert(self, table: Table, values: Mapping[str, Any], keys: Sequence[str]) -> Insert:
-        new = self._insert(table).values(**values)
-        return new.on_conflict_do_update(index_elements=keys, set_=dict(values))
-
-    def _insert(self, table: Table) -> "sqlite.Insert | postgresql.Insert":
-        if self._engine.dialect.name == "sqlite":
-            return sqlite.insert(table)
-        from sqlalchemy.dialects import postgresql  # noqa: PLC0415 - what SQLite never needs is not paid for
-
-        return postgresql.insert(table)
+        return self._database.rows(
+            SnapshotRecord, select(snapshots).order_by(snapshots.c.made_at.desc(), snapshots.c.name)
+        )
 
     def _no_such_run(self, ref: str, started: Sequence[Run]) -> str:
         if started:

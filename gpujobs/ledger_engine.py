@@ -18,6 +18,8 @@ from gpujobs.settings import private_folder
 _SQLITE = "sqlite:///"
 _KNOWN = "sqlite:////folder/ledger.db or postgresql://user@host/name"
 _BUSY_TIMEOUT_MS = 30_000
+_POOL_TIMEOUT_S = 300.0  # many runs share ten connections, each for a moment
+_CONNECT = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "tcp_user_timeout": 30_000}
 _MIGRATION_LOCK = 0x676A6C64  # "gjld": PostgreSQL's advisory locks are named by number
 
 
@@ -101,7 +103,17 @@ def _begin(connection: Connection) -> None:
 def _postgresql(url: URL) -> Engine:
     if importlib.util.find_spec("psycopg") is None:
         raise BadInput("a ledger on PostgreSQL needs the package psycopg; install gpujobs[postgres]")
-    return create_engine(url, pool_pre_ping=True)
+    engine = create_engine(url, pool_pre_ping=True, pool_timeout=_POOL_TIMEOUT_S, connect_args=_CONNECT)
+    event.listen(engine, "connect", _bound_transactions)
+    return engine
+
+
+def _bound_transactions(connection: Any, _record: Any) -> None:
+    """Have the server end what a frozen or vanished process left open: it may hold the lock on a run."""
+    connection.autocommit = True
+    with closing(connection.cursor()) as cursor:
+        cursor.execute("SET idle_in_transaction_session_timeout = '15s'; SET lock_timeout = '30s'")
+    connection.autocommit = False
 
 
 def _bring_up_to_date(engine: Engine, where: str) -> None:

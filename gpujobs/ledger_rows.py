@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypedDict
 
-REVISION = "0001"  # the newest of `migrations/versions`: what a ledger must stand at
+REVISION = "0002"  # the newest of `migrations/versions`: what a ledger must stand at
 
 ENDED = frozenset({"succeeded", "failed", "cancelled"})  # the states in which a run is over
 
@@ -32,6 +32,7 @@ class Run:
     estimate_cny: float | None = None
     driver: str = ""  # who drives it now, "host:pid:nonce"; empty: nobody
     lease_until: datetime | None = None
+    fence: int = 0  # counts the claims: who holds an older one is refused
     cancel_requested_at: datetime | None = None
     flow_run_id: str | None = None
     workdir: str = ""  # the local folder that goes up, absolute
@@ -137,6 +138,7 @@ class RunChanges(TypedDict, total=False):
     error: str
     cost_cny: float | None
     estimate_cny: float | None
+    cancel_requested_at: datetime | None
     flow_run_id: str | None
     workdir: str
 

@@ -73,6 +73,7 @@ runs = Table(
     Column("estimate_cny", Float),
     Column("driver", String(255), nullable=False),
     Column("lease_until", UtcTime),
+    Column("fence", Integer, nullable=False, server_default="0"),
     Column("cancel_requested_at", UtcTime),
     Column("flow_run_id", String(64)),
     Column("workdir", Text, nullable=False),

@@ -89,6 +89,7 @@ def rent(job: Job, choice: Choice) -> Machine:
     backend = host.backend(offer.backend)
     number = 1 + max((row.number for row in host.ledger.attempts(job.run.id)), default=0)
     name = machine_name(owner=job.run.owner, run=job.run.id, attempt=number)
+    host.ledger.check_hold()  # the log may be another's by now
     job.folder.set_log_aside(number - 1)
     job.stop.raise_if_stopped()
     _write_intent(job, choice, name, number)

@@ -43,10 +43,15 @@ from prefect.types.entrypoint import EntrypointType
 from prefect.utilities.engine import propose_state
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 
-from gpujobs.errors import Busy
+from gpujobs import blocks
+from gpujobs.deploy import deploy_forms
+from gpujobs.errors import Busy, GpujobsError
 from gpujobs.flow import run_recipe
+from gpujobs.flow_outbox import Outbox
 from gpujobs.host import Host
-from gpujobs.prefect_api import DEPLOYMENT, POOL
+from gpujobs.prefect_api import DEPLOYMENT, POOL, REAPER
+from gpujobs.prefect_login import login
+from gpujobs.reap_flow import reap
 from gpujobs.settings import Settings, private_opener
 from gpujobs.worker_floor import Floor
 from gpujobs.worker_slots import LeasedSlots
@@ -58,6 +63,10 @@ ASK_S = 15.0  # a pool of which nobody has asked for work in 60 s is shown as no
 AGAIN_S = 2.0  # after the server could not be reached
 LET_GO_S = 8.0
 
+_DESCRIPTION = """What `gpujobs submit` hands recipes to: its one parameter is a whole recipe.
+
+To start a run from this page, deploy a recipe (`gpujobs deploy recipe.yaml`), or use the form of a cloud, as
+`form-autodl`: those ask for each value by itself."""
 _log = logging.getLogger(__name__)
 
 
@@ -174,13 +183,15 @@ async def _serve(host: Host, over: threading.Event, limit: int | None) -> None:
         if not await _reached(ended):
             return
         client = (await stack.enter_async_context(AsyncClientContext.get_or_create())).client
+        await stack.enter_async_context(Outbox(client).installed())
         await _deploy(limit)
         api, leases = str(client.api_url).rstrip("/"), host.settings.home / "leases.json"
         host.slots = slots = LeasedSlots(api, host.ledger, leases, driver=host.driver, clock=host.clock)
         floor, name = Floor(host, client), worker_name(host.settings)
         upkeep = Upkeep(host, floor, client, tend=slots.tend)
         await upkeep.take_over(name)
-        tasks = [asyncio.ensure_future(_work(floor, name)), asyncio.ensure_future(upkeep.run())]
+        lives = (_work(floor, name), upkeep.run(), _deploy_forms(host.settings))
+        tasks = [asyncio.ensure_future(life) for life in lives]
         await ended
         for task in tasks:
             task.cancel()
@@ -204,20 +215,33 @@ async def _reached(ended: "asyncio.Future[None]") -> bool:
 
 
 async def _deploy(limit: int | None) -> None:
-    """Make the pool and the deployment, or bring them up to date."""
+    """Make the pool, the deployments and the kinds of blocks, or bring them up to date."""
     async with get_client() as client:
         template = Worker.get_default_base_job_template()
         with suppress(ObjectAlreadyExists):
             await client.create_work_pool(WorkPoolCreate(name=POOL, type=POOL, base_job_template=template))
         if limit is not None:
             await client.update_work_pool(POOL, WorkPoolUpdate(concurrency_limit=limit))
-    deployment = await run_recipe.ato_deployment(
-        name=DEPLOYMENT.rpartition("/")[2],
-        work_pool_name=POOL,
-        entrypoint_type=EntrypointType.MODULE_PATH,
-        tags=["gpujobs"],
-    )
-    await deployment.aapply()
+        await blocks.register(client)
+    for flow, name, description in ((run_recipe, DEPLOYMENT, _DESCRIPTION), (reap, REAPER, None)):
+        deployment = await flow.ato_deployment(
+            name=name.rpartition("/")[2],
+            work_pool_name=POOL,
+            entrypoint_type=EntrypointType.MODULE_PATH,
+            tags=["gpujobs"],
+            description=description,
+        )
+        await deployment.aapply()
+
+
+async def _deploy_forms(settings: Settings) -> None:
+    """Make the empty forms; a host without them runs recipes all the same."""
+    api = login().get("PREFECT_API_URL")
+    try:
+        if api:
+            await asyncio.to_thread(deploy_forms, settings, api)
+    except GpujobsError as error:
+        _log.warning("the forms are not deployed: %s", error)
 
 
 async def _work(floor: Floor, name: str) -> None:

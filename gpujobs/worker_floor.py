@@ -23,6 +23,8 @@ from gpujobs.clock import StopToken
 from gpujobs.errors import BadInput, Cancelled, Detached, LetGo
 from gpujobs.flow import SEAT, Seat, end_state
 from gpujobs.flow_log import RunLog
+from gpujobs.flow_page import tell_end
+from gpujobs.flow_told import catch_up
 from gpujobs.flow_work import Work
 from gpujobs.host import Host
 from gpujobs.prefect_api import run_id_of
@@ -131,8 +133,11 @@ class Floor:
     async def _finish(self, run_id: str, flow_run: FlowRun | None, stop: StopToken) -> None:
         logger = flow_run_logger(flow_run) if flow_run else _log
         log = RunLog(logger, where=str(self._host.settings.runs / run_id / "output.log"))
+        if flow_run is not None:
+            await catch_up(log, self._host, run_id, flow_run.id, self._client)
         work = Work(
-            lambda: lifecycle.execute(self._host, run_id, stop=stop, reporter=log), name=f"gpujobs-{run_id}"
+            lambda: lifecycle.execute(self._host, run_id, stop=stop, reporter=log, unended=True),
+            name=f"gpujobs-{run_id}",
         ).begun()
         done = await work
         log.flush(force=True)
@@ -144,6 +149,7 @@ class Floor:
         if flow_run is not None:
             state = end_state(done.value.state, done.value.error, done.value.cost_cny)
             await self._client.set_flow_run_state(flow_run.id, state, force=True)
+            await tell_end(self._host, run_id, flow_run, self._client)
 
     async def _load(self, flow_run: FlowRun) -> Flow[Any, Any]:
         """Import the deployment's flow; raises BadInput where that takes steps that would move this whole process."""

@@ -27,6 +27,7 @@ from gpujobs import reaper
 from gpujobs.errors import BadInput
 from gpujobs.flow import end_state, run_recipe
 from gpujobs.flow_log import RunLog
+from gpujobs.flow_page import tell_end
 from gpujobs.flow_work import Work
 from gpujobs.host import Host
 from gpujobs.ledger_rows import ENDED, Run
@@ -142,14 +143,17 @@ class Upkeep:
         """Tell Prefect the end that it missed; put back in the queue what a dead host took and never began."""
         run = await self._in_thread(lambda: _ledger_run(self._host, run_id_of(str(flow_run.id))))
         since = flow_run.state.timestamp if flow_run.state else None
+        cancelling = flow_run.state is not None and flow_run.state.type == StateType.CANCELLING
+        never: State[Any] = Cancelled(message="cancelled before it began")
         if run is not None and run.state in ENDED:
             if since and run.ended_at and since < run.ended_at:  # else it has been sent on its way again
                 state = end_state(run.state, run.error, run.cost_cny)
                 await self._client.set_flow_run_state(flow_run.id, state, force=True)
-        elif (run is None or run.state == "submitted") and orphan:
-            cancelling = flow_run.state is not None and flow_run.state.type == StateType.CANCELLING
+                await tell_end(self._host, run.id, flow_run, self._client)
+            elif cancelling:
+                await self._client.set_flow_run_state(flow_run.id, never, force=True)
+        elif (run is None or run.state == "submitted") and (orphan or cancelling):
             again: State[Any] = Scheduled(message="the host that took it died before it began")
-            never: State[Any] = Cancelled(message="cancelled before it began")
             await self._client.set_flow_run_state(flow_run.id, never if cancelling else again, force=True)
 
     async def reap(self) -> None:

@@ -1,6 +1,7 @@
 """Fixtures of the tests of whole runs: a fake cloud, settings that point at it, a host."""
 
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +12,28 @@ from gpujobs import settings as gpujobs_settings
 from gpujobs.host import Host, Timing
 from gpujobs.settings import Settings
 from tests.cloud import Control
+from tests.servers import Postgresql, postgresql
+
+for _sign in (signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(_sign, signal.SIG_DFL)  # nohup, or a shell's &, has them ignored here and in all that tests start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 QUICK = Timing(settle_s=2.0, stop_grace_s=1.0, release_s=20.0, stock_s=0.3, guard_s=0.2, reach_s=0.05, lost_s=20.0)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgresql]:
+    """A real server, where one is installed; restart it only if you start it again."""
+    with postgresql() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a ledger that is not there yet, on each kind of database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/home/ledger.db"
+    return str(request.getfixturevalue("postgres").new_schema())
 
 
 @pytest.fixture

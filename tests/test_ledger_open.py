@@ -20,10 +20,13 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.schema import CreateTable
 
 from gpujobs import ledger_engine, ledger_glance
+from gpujobs.clock import SystemClock
 from gpujobs.errors import BadInput, Busy, GpujobsError
 from gpujobs.ledger import Ledger, open_ledger
+from gpujobs.ledger_database import Database
 from gpujobs.ledger_rows import REVISION
 from gpujobs.ledger_tables import metadata
+from tests.clocks import eventually
 from tests.ledger_values import a_bill, a_run
 
 
@@ -69,7 +72,7 @@ def test_a_readable_file_from_before_is_closed_to_others(url: str, tmp_path: Pat
 
 
 def test_every_connection_is_durable_and_checks_its_keys(ledger: Ledger) -> None:
-    with ledger._engine.connect() as connection:
+    with ledger._database.engine.connect() as connection:
         found = {
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
             for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
@@ -86,7 +89,7 @@ def test_every_connection_is_durable_and_checks_its_keys(ledger: Ledger) -> None
         ("sqlite:///", "in memory"),
         ("sqlite:///:memory:", "in memory"),
         ("sqlite:////proc/nowhere/ledger.db", "cannot be made"),
-        ("postgresql://ada:hunter2@db/ledger", "gpujobs[postgres]"),
+        ("postgresql://ada:hunter2@nowhere.invalid/ledger", "cannot be opened as a ledger"),
     ],
 )
 def test_a_url_that_cannot_be_a_ledger_is_refused_without_its_password(url: str, words: str) -> None:
@@ -94,6 +97,12 @@ def test_a_url_that_cannot_be_a_ledger_is_refused_without_its_password(url: str,
         open_ledger(url)
     assert words in str(caught.value)
     assert "hunter2" not in str(caught.value)
+
+
+def test_a_ledger_on_postgresql_wants_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(BadInput, match=r"install gpujobs\[postgres\]"):
+        open_ledger("postgresql://ada@db/ledger")
 
 
 def test_a_servers_name_is_shown_without_its_password() -> None:
@@ -120,6 +129,20 @@ def test_a_file_that_another_keeps_locked_is_told_from_one_that_is_broken(
     open_ledger(url).close()
 
 
+def test_a_write_waits_for_a_process_that_was_frozen_in_the_middle_of_its_own(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ledger_engine, "_BUSY_TIMEOUT_MS", 20)
+    with open_ledger(url) as ledger, closing(sqlite3.connect(tmp_path / "home/ledger.db")) as frozen:
+        frozen.execute("BEGIN IMMEDIATE")
+        with ThreadPoolExecutor(1) as pool:
+            written = pool.submit(ledger.add_run, a_run())
+            eventually(lambda: caplog.records, what="a try that failed")
+            frozen.rollback()
+            written.result(timeout=30)
+        assert ledger.list_runs() == [a_run()]
+
+
 def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="is no file"):
         open_ledger(f"sqlite:///{tmp_path}")
@@ -129,7 +152,7 @@ def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_migrations_make_exactly_the_tables_that_the_code_knows(ledger: Ledger) -> None:
-    with ledger._engine.connect() as connection:
+    with ledger._database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, metadata) == []
         assert context.get_current_revision() == REVISION
@@ -220,7 +243,9 @@ def test_upserts_are_written_in_postgresqls_words() -> None:
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
     engine = create_engine("sqlite://")
     engine.dialect = dialect
-    statement = Ledger(engine)._upsert(metadata.tables["bills"], {"run_id": "a", "attempt": 1}, ["run_id", "attempt"])
+    statement = Database(engine, clock=SystemClock()).upsert(
+        metadata.tables["bills"], {"run_id": "a", "attempt": 1}, ["run_id", "attempt"]
+    )
     assert "ON CONFLICT (run_id, attempt) DO UPDATE SET" in str(statement.compile(dialect=dialect))
 
 
@@ -240,7 +265,7 @@ def test_threads_and_connections_write_together_and_lose_nothing(ledger: Ledger,
 
 
 def test_a_ledger_that_cannot_be_written_says_where(ledger: Ledger) -> None:
-    with ledger._engine.begin() as connection:
+    with ledger._database.engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE bills")
     with pytest.raises(GpujobsError, match=r"the ledger /.*/ledger\.db cannot be written: no such table"):
         ledger.put_bill(a_bill(1, 1.0))

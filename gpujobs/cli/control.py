@@ -3,6 +3,7 @@
 import os
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 from gpujobs import controller
 from gpujobs.cli.opening import load_settings
@@ -16,8 +17,15 @@ def up(args: Namespace, out: Output) -> int:
         from gpujobs import prefect_api  # noqa: PLC0415 - only where asked for
 
         prefect_api.limit_runs(found.url, args.limit)
-    out.value({"url": found.url, "server_pid": found.server_pid, "worker_pid": found.worker_pid})
+    value: dict[str, Any] = {"url": found.url, "server_pid": found.server_pid, "worker_pid": found.worker_pid}
     out.text(f"the controller is up: {found.url} (its pages: {found.url.removesuffix('/api')})")
+    if args.automations:
+        from gpujobs import automations  # noqa: PLC0415 - only where asked for
+
+        value["automations"] = automations.set_up(found.url, args.wait)
+        for name, became in value["automations"].items():
+            out.text(f"automation {became}: {name}")
+    out.value(value)
     return 0
 
 

@@ -12,8 +12,6 @@ from gpujobs.worker_upkeep import taken_by
 from tests.cloud import Control
 from tests.prefect.desk import Desk, starts_and_left, until
 
-pytestmark = pytest.mark.timeout(300)  # servers start in these, and a busy machine takes its time
-
 
 @pytest.fixture(autouse=True)
 def _up_again(desk: Desk) -> Iterator[None]:
@@ -25,7 +23,7 @@ def _up_again(desk: Desk) -> Iterator[None]:
 def end_host(desk: Desk, number: signal.Signals) -> None:
     found = desk.controller()
     os.kill(found.worker_pid, number)
-    until(lambda: not process.alive(found.worker_pid, found.worker_started), within_s=20)
+    until(lambda: not process.alive(found.worker_pid, found.worker_started), within_s=60)
 
 
 def running_job(desk: Desk) -> tuple[str, str]:
