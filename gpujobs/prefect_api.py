@@ -21,7 +21,7 @@ REAPER = "reap/reap"
 POOL = "gpujobs"  # and the type of the pool
 _TIMEOUT_S = (5.0, 30.0)
 _BUSY = {429, 503}  # SQLite under many writers
-_BUSY_S = 30.0
+_BUSY_S = 60.0
 _TOLD_CHARS = 300
 _DICE = random.Random()  # noqa: S311 - for jitter, not for secrets
 
@@ -102,6 +102,8 @@ def limit_runs(api: str, limit: int, wait_s: float = 60.0) -> None:
 def take_lease(api: str, limit: str, slots: int, *, lease_s: float) -> str | None:
     """Take places of the global concurrency limit `limit` for `lease_s` seconds (60 at least), without waiting.
 
+    Where the server takes too long to answer, a lease that nobody knows may be left to run out.
+
     Gives the lease's id, "" where there is no such limit, None where too few are free. Raises BadInput where the limit
     is smaller than `slots`.
     """
@@ -167,11 +169,18 @@ def ask(api: str, method: str, path: str, body: Mapping[str, Any] | None = None)
 
 
 def _reply(api: str, method: str, path: str, body: Mapping[str, Any] | None) -> requests.Response:
+    """Ask once, and again while the server is only too busy: all that is asked here may be asked twice."""
     deadline = time.monotonic() + _BUSY_S
     for wait_s in backoff(1.0, 4.0, dice=_DICE):
-        reply = _send(api, method, path, body)
-        if reply.status_code not in _BUSY or time.monotonic() >= deadline:
-            return reply
+        late = time.monotonic() >= deadline
+        try:
+            reply = _send(api, method, path, body)
+        except Unavailable as error:
+            if late or not isinstance(error.__cause__, requests.ReadTimeout):
+                raise
+        else:
+            if late or reply.status_code not in _BUSY:
+                return reply
         time.sleep(0.1 + wait_s)
     raise AssertionError("backoff never ends")  # for the type checker
 
