@@ -42,8 +42,10 @@ def needs(recipe: Recipe) -> Sequence[str]:
     found = [f"the folder {recipe.workdir}"] if recipe.workdir else []
     found += [f"the file or folder {path}" for path in dict.fromkeys(recipe.file_mounts.values())]
     found += [f"the secret {name}, in its environment or settings" for name in recipe.secrets]
-    tokens = " or ".join(f"{name.upper()}_TOKEN" for name in may_run_on(recipe))
-    return [*found, f"{tokens}, in its environment or settings"]
+    blocks = [f"{backend}-credentials/{name}" for backend, name in recipe.credentials.items()]
+    found += [f"the Prefect block {block}" for block in blocks]
+    tokens = [f"{name.upper()}_TOKEN" for name in may_run_on(recipe) if name not in recipe.credentials]
+    return [*found, f"{' or '.join(tokens)}, in its environment, its settings or a block"] if tokens else found
 
 
 def description(recipe: Recipe, found: Plan | str) -> str:
@@ -93,5 +95,5 @@ def _plain(text: str) -> str:
 
 
 def _code(text: str) -> str:
-    head, slash, path = text.partition("/")
-    return f"{head}`{slash}{path}`" if slash else text
+    head, slash, path = text.partition(" /")
+    return f"{head} `/{path}`" if slash else text

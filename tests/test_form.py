@@ -10,6 +10,7 @@ from jsonschema.exceptions import ValidationError
 
 from gpujobs import backends
 from gpujobs.deploy import may_run_on
+from gpujobs.deploy_page import needs
 from gpujobs.errors import BadInput
 from gpujobs.form import Form, duration
 from gpujobs.form_schema import form_schema
@@ -227,6 +228,20 @@ def test_a_secret_typed_for_a_name_is_not_repeated() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0s"), (90, "90s"), (5400, "90m"), (7200, "2h"), (172800, "2d")])
 def test_durations_are_written_as_people_do(seconds: int, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_the_host_is_told_what_it_needs() -> None:
+    assert needs(EVERYTHING) == [
+        "the folder /srv/work",
+        "the file or folder /srv/a.csv",
+        "the secret HF_TOKEN, in its environment or settings",
+        "MATRIXDC_TOKEN or AUTODL_TOKEN, in its environment, its settings or a block",
+    ]
+    team = EVERYTHING.model_copy(update={"credentials": {"autodl": "team", "matrixdc": "team"}})
+    assert needs(team)[3:] == [
+        "the Prefect block autodl-credentials/team",
+        "the Prefect block matrixdc-credentials/team",
+    ]
 
 
 def test_every_backend_names_its_gpus_and_regions() -> None:
