@@ -301,6 +301,17 @@ def open_terminal(size: list[int]) -> tuple[int, int]:
     return master, slave
 
 
+_MAY_BE_IGNORED = (  # by whoever started the fake: nohup, a shell's &, Python itself
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGPIPE,
+    signal.SIGXFSZ,
+    signal.SIGCHLD,
+)
+
+
 def run(request: Any, streams: list[int], *, terminal: bool) -> None:
     """Become the command; never returns."""
     try:
@@ -309,7 +320,7 @@ def run(request: Any, streams: list[int], *, terminal: bool) -> None:
             fcntl.ioctl(streams[0], termios.TIOCSCTTY, 0)
         for number, fd in enumerate(streams):
             os.dup2(fd, number, inheritable=True)
-        for sign in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD):
+        for sign in _MAY_BE_IGNORED:
             signal.signal(sign, signal.SIG_DFL)
         if resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # to what starts on a full disk that is an error, no death

@@ -4,9 +4,12 @@ The proxy sits on the connection's own socket, between the loop and the SSH serv
 the proxy's, a fault also strikes connections that stand already, and a line without faults costs one call a chunk.
 """
 
+import array
 import asyncio
+import fcntl
 import socket
 import struct
+import termios
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +21,8 @@ from fake_server.trouble import Trouble
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _FULL_BYTES = 64 * 1024
 _PIECES_PER_S = 20
+_CUT_LOOK_S = 0.005  # between two looks whether all that passed before a cut has arrived
+_CUT_LOOKS = 1000  # a client that takes nothing is cut all the same
 
 Factory = Callable[[], asyncio.BaseProtocol]
 
@@ -158,6 +163,7 @@ class Line(asyncio.Protocol):
         self._clear = True
         self._watching = False
         self._closing: Callable[[], None] | None = None
+        self._cutting = False
 
     # To the loop
 
@@ -222,6 +228,8 @@ class Line(asyncio.Protocol):
 
     def _take(self, data: bytes, way: Way | None) -> None:
         """Let the data pass up to where a cut or a freeze is due, and the rest after it."""
+        if self._cutting:
+            return
         cut, freeze = (self._proxy.strike(kind, self._key) for kind in ("ssh_cut", "ssh_half_open"))
         if freeze is not None and freeze.rule_id in self._thawed:
             freeze = None
@@ -244,10 +252,28 @@ class Line(asyncio.Protocol):
         return self._limits.setdefault(strike.rule_id, self._passed + strike.rule.bytes)
 
     def _cut(self) -> None:
+        """Let nothing more pass, and reset the connection once what passed has arrived: a reset drops what has not."""
+        self._cutting = True
+        self._outside.pause_reading()
+        self._reset_when_arrived(_CUT_LOOKS)
+
+    def _reset_when_arrived(self, looks: int) -> None:
+        if self._outside.is_closing():
+            return
+        if looks and not self._arrived():
+            asyncio.get_running_loop().call_later(_CUT_LOOK_S, self._reset_when_arrived, looks - 1)
+            return
         with suppress(OSError):
             sock = self._outside.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self._outside.abort()
+
+    def _arrived(self) -> bool:
+        """Say whether the client's kernel has all that passed."""
+        unacknowledged = array.array("i", [0])
+        with suppress(OSError):
+            fcntl.ioctl(self._outside.get_extra_info("socket").fileno(), termios.TIOCOUTQ, unacknowledged)
+        return self._outward.empty and self._outside.get_write_buffer_size() == 0 and unacknowledged[0] == 0
 
     def _freeze(self, strike: Strike | None) -> None:
         was, frozen = self._outward.frozen, strike is not None
@@ -265,7 +291,7 @@ class Line(asyncio.Protocol):
 
     def _mind(self) -> None:
         """Take more from the client or not, end what is to be ended, and get out of the way where nothing is wrong."""
-        if self._outside.is_closing():
+        if self._outside.is_closing() or self._cutting:
             return
         frozen = self._outward.frozen
         if self._closing is not None and self._outward.empty and not frozen:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from gpujobs import teardown
+from gpujobs.clock import StopToken
 from gpujobs.errors import (
     BadInput,
     BootTimeout,
@@ -97,7 +98,7 @@ class Attempt:
             self._line.insist(partial(self._push_mount, Path(source), remote))
 
     def _push_mount(self, local: Path, remote: str, shell: Shell) -> None:
-        progress = self._progress(f"uploading {local.name}")
+        progress, remote = self._progress(f"uploading {local.name}"), posixpath.join(self._runner(shell).work, remote)
         if local.is_dir():
             push_folder(shell, local, remote, progress=progress, stop=self._line.stop)
         else:
@@ -288,15 +289,20 @@ class Attempt:
     # the end
 
     def snapshot(self) -> None:
-        """Power off with the disk saved as an image, and wait until it is off; raises GpujobsError with the reason."""
+        """Power off with the disk saved as an image, and wait until it is off; raises GpujobsError with the reason.
+
+        A cancel ends the waiting: the machine is released whatever becomes of the image.
+        """
         wanted, host = self.job.recipe.snapshot, self.job.host
         if wanted is None:
             return
+        over_time = isinstance(self._line.stop.error, OverLimit)  # it stopped the work, and saving comes after that
+        stop = StopToken() if over_time else self._line.stop
+        stop.raise_if_stopped()
         self._line.hang_up()
-        with self._line.after_stop(host.timing.snapshot_s):
-            image = self.backend.power_off(self._line.machine, snapshot=ImageRef(name=wanted.name, tag=wanted.tag))
-            deadline = host.clock.monotonic() + host.timing.snapshot_s
-            teardown.wait_off(host, self.backend, self._line.machine, deadline=deadline, tick=self._still_saving)
+        image = self.backend.power_off(self._line.machine, snapshot=ImageRef(name=wanted.name, tag=wanted.tag))
+        deadline = host.clock.monotonic() + host.timing.snapshot_s
+        teardown.wait_off(host, self.backend, self._line.machine, deadline=deadline, tick=self._still_saving, stop=stop)
         host.ledger.add_snapshot(
             SnapshotRecord(
                 name=wanted.name,

@@ -1,29 +1,39 @@
 """The Prefect flow `run_recipe`: the lifecycle's steps as Prefect tasks, each in a thread that a cancel wakes."""
 
 import asyncio
+import logging
+import signal
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Generator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import State
-from prefect.exceptions import Abort, PrefectSignal
-from prefect.logging import get_run_logger
+from prefect.context import FlowRunContext
+from prefect.exceptions import Abort, MissingContextError, PrefectSignal
+from prefect.logging import get_logger, get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
 from gpujobs import errors, lifecycle, settings
 from gpujobs.clock import StopToken
+from gpujobs.deploy_guard import refusal
 from gpujobs.flow_log import RunLog
+from gpujobs.flow_page import Page
+from gpujobs.flow_told import catch_up
 from gpujobs.flow_work import Done, Work
 from gpujobs.host import Host
 from gpujobs.ledger_rows import ENDED, Run
 from gpujobs.lifecycle import Outcome, Step
+from gpujobs.models import Reporter
 from gpujobs.prefect_api import run_id_of
+from gpujobs.prefect_blocks import PrefectBlocks
 from gpujobs.recipe import Recipe
 
 DRAIN_S = 25.0  # Prefect kills a cancelled process after 30 s
@@ -36,6 +46,14 @@ class Seat:
     host: Host
     stop: StopToken
     resumes: bool = False  # a run that lost its driver is gone on with; if it is over by now, it stays so
+
+
+class _NoEcho(logging.Filter):
+    """Drops what Prefect writes into the log at the end of each phase that went well: the page shows it anyway."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        ours = getattr(record, "flow_name", "") == run_recipe.name
+        return not (ours and str(record.msg).startswith("Finished in state Completed"))
 
 
 SEAT: ContextVar[Seat | None] = ContextVar("gpujobs_seat", default=None)
@@ -51,10 +69,22 @@ def _flow_run_name() -> str:
 async def run_recipe(recipe: Recipe) -> State[Any]:
     """Rent a GPU machine, run the recipe on it, bring the results home, switch it off."""
     flow_run_id = str(flow_run.id)
+    context, run_id = FlowRunContext.get(), run_id_of(flow_run_id)
+    if context is None or context.flow_run is None or not isinstance(context.client, PrefectClient):
+        raise MissingContextError("run_recipe is a flow: call it as one")
     async with seated() as seat:
-        log = RunLog(get_run_logger(), where=str(seat.host.settings.runs / run_id_of(flow_run_id) / "output.log"))
-        driver = Driver(seat, run_id_of(flow_run_id), log)
-        return await driver.run(recipe, flow_run_id)
+        if state := await refusal(seat.host, recipe, run_id):
+            return state
+        log = RunLog(get_run_logger(), where=str(seat.host.settings.runs / run_id / "output.log"))
+        begun_before = seat.resumes or context.flow_run.run_count > 1
+        if begun_before:
+            await catch_up(log, seat.host, run_id, context.flow_run.id, context.client)
+        page = Page(seat.host, run_id, context.flow_run, context.client, reporter=log, known=begun_before)
+        async with page.kept():
+            return await Driver(seat, run_id, log, reporter=page).run(recipe, flow_run_id)
+
+
+get_logger("prefect.task_runs").addFilter(_NoEcho())
 
 
 @asynccontextmanager
@@ -63,16 +93,38 @@ async def seated() -> AsyncIterator[Seat]:
     if seat := SEAT.get():
         yield seat
         return
-    with Host.open(settings.load()) as host:
+    found = settings.load()
+    with Host.open(replace(found, blocks=PrefectBlocks(found))) as host, _sigterm_cancels():
         yield Seat(host=host, stop=StopToken())
+
+
+@contextmanager
+def _sigterm_cancels() -> Iterator[None]:
+    """Have SIGTERM cancel this coroutine, in a process that runs one flow.
+
+    Prefect's own handler raises out of whatever the main thread does at that moment; where that is a write of
+    asyncio's, it is swallowed there, and nobody hears of the cancel.
+    """
+    task = asyncio.current_task()
+    if task is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop, before = asyncio.get_running_loop(), signal.getsignal(signal.SIGTERM)
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, before)
 
 
 class Driver:
     """Drives one run on an event loop. A cancelled coroutine stops the run, and still sees its steps to their end."""
 
-    def __init__(self, seat: Seat, run_id: str, log: RunLog) -> None:
-        """Take where to run, what, and where to tell of it."""
+    def __init__(self, seat: Seat, run_id: str, log: RunLog, *, reporter: Reporter) -> None:
+        """Take where to run, what, and where to tell of it: `reporter` passes on to `log`."""
         self._host, self._stop, self._run_id, self._log = seat.host, seat.stop, run_id, log
+        self._reporter, self._told_stop = reporter, False
         self._resumes = self._unended = seat.resumes
         self._drained_at: float | None = None  # when a cancelled run must have ended
 
@@ -89,15 +141,22 @@ class Driver:
         except errors.GpujobsError as error:
             return Failed(message=str(error))
         self._tell(outcome)
+        if outcome.state == "failed" and isinstance(self._stop.error, errors.Cancelled):  # a cancel ends as Cancelled
+            return Cancelled(message=f"cancelled; it had failed: {outcome.error}")
         return end_state(outcome.state, outcome.error, outcome.cost_cny)
 
     def _open(self, recipe: Recipe, flow_run_id: str) -> Run:
         lifecycle.open_run(self._host, recipe, run_id=self._run_id, flow_run_id=flow_run_id)
-        return self._host.ledger.get_run(self._run_id)
+        known = self._host.ledger.get_run(self._run_id)
+        if known.state in ENDED and not self._resumes:  # it is retried: that it was cancelled then says nothing of now
+            self._host.ledger.update_run(known.id, cancel_requested_at=None)
+        return known
 
     async def drive(self) -> Outcome:
         """Take the run's steps one by one, each as a Prefect task; raises Busy where another process drives it."""
-        life = lifecycle.steps(self._host, self._run_id, stop=self._stop, reporter=self._log, unended=self._unended)
+        life = lifecycle.steps(
+            self._host, self._run_id, stop=self._stop, reporter=self._reporter, unended=self._unended
+        )
         flusher = asyncio.ensure_future(self._flush())
         error: Exception | None = None
         try:
@@ -106,6 +165,7 @@ class Driver:
                 if isinstance(step, Outcome):
                     return step
                 error = await self._take(step)
+                self._tell_stop()
         finally:
             flusher.cancel()
             self._log.flush(force=True)
@@ -166,7 +226,13 @@ class Driver:
     async def _flush(self) -> None:
         while True:
             await asyncio.sleep(1.0)
+            self._tell_stop()
             self._log.flush()
+
+    def _tell_stop(self) -> None:
+        if self._stop.stopped and not self._told_stop:
+            self._told_stop = True
+            self._log.note(f"stopping: {self._stop.error}")
 
     def _tell(self, outcome: Outcome) -> None:
         for name, path in outcome.outputs.items():

@@ -15,7 +15,7 @@ from gpujobs.news import NEWS, NewsReader
 
 LONELY = timedelta(seconds=30)  # a run without a driver for so long is worth a word
 GIVEN_UP = timedelta(minutes=30)  # … and for so long is worth no more waiting
-_UNTOLD = frozenset({"", "plan", "provision", "snapshot", "release"})  # their driver tells of no progress in them
+_UNTOLD = frozenset({"", "provision", "snapshot", "release"})  # their driver tells of no progress in them
 _PIECE_BYTES = 2**18
 _PIECES_A_LOOK = 16  # so that a job that writes without end keeps nobody from looking at the run
 

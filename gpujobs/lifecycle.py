@@ -12,17 +12,20 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from gpujobs import errors
+from gpujobs import errors, notify
 from gpujobs.attempt import WORKING, Attempt
 from gpujobs.clock import StopToken
 from gpujobs.errors import (
     BootTimeout,
     Busy,
     Cancelled,
+    Detached,
     GpujobsError,
+    JobFailed,
     LetGo,
     MachineLost,
     NoCapacity,
+    OverLimit,
     Unavailable,
 )
 from gpujobs.host import Host, describe_bug
@@ -30,9 +33,9 @@ from gpujobs.ledger_rows import Attempt as AttemptRow
 from gpujobs.ledger_rows import Run
 from gpujobs.models import Reporter
 from gpujobs.news import NewsWriter
-from gpujobs.plan import Choice, make_plan
+from gpujobs.plan import Choice, check_local, make_plan
 from gpujobs.recipe import Recipe
-from gpujobs.renting import Job, rent_first, resume
+from gpujobs.renting import Job, await_slot, rent_first, resume
 from gpujobs.run_folder import RunFolder
 from gpujobs.teardown import named, release
 
@@ -124,7 +127,7 @@ def steps(host: Host, run_id: str, *, stop: StopToken, reporter: Reporter, unend
         folder = RunFolder(host.settings.runs / run_id)
         folder.make(recipe)  # another host may have opened the run
         news = NewsWriter(folder.news, reporter)
-        job = Job(host=held, run=run, recipe=recipe, stop=stop, reporter=news)
+        job = Job(host=held.under(recipe.credentials), run=run, recipe=recipe, stop=stop, reporter=news)
         return (yield from _Life(job).steps())
 
 
@@ -142,6 +145,7 @@ class _Life:
     def steps(self) -> Steps:
         job = self._job
         unfinished = [row for row in self._ledger.attempts(job.run.id) if row.ended_at is None]
+        self._check_reach(unfinished)
         try:
             self._ledger.update_run(
                 job.run.id, state="running", started_at=job.run.started_at or self._clock.now(), ended_at=None, error=""
@@ -155,9 +159,20 @@ class _Life:
                 yield from self._try("release", self._sweep)
             if job.host.settings.store and self._attempt is not None:
                 yield from self._try("store", self._store)
-            return self._finish(failed)
+            outcome = self._finish(failed)
         except LetGo as error:
             return self._outcome("running", error.exit_code, str(error))
+        if job.recipe.notify:
+            yield Step(name="notify", attempt=0, call=partial(self._notify, outcome))
+        return outcome
+
+    def _check_reach(self, unfinished: list[AttemptRow]) -> None:
+        """Let go of a run whose machine we have no credentials for now: it works on, and may be reached later."""
+        for row in unfinished:
+            try:
+                self._job.host.backend(row.backend)
+            except GpujobsError as error:
+                raise Detached(f"run {row.run_id} cannot go on here: {error}; {row.name} works on") from error
 
     def _was_never_made(self, unfinished: list[AttemptRow], failed: GpujobsError | None) -> bool:
         return bool(unfinished) and failed is None and self._attempt is None
@@ -177,7 +192,7 @@ class _Life:
                 yield self._step("plan", self._plan)
                 yield self._step("provision", self._provision)
             else:
-                yield self._step("provision", partial(self._resume, row))
+                yield self._step("provision", partial(self._resume, row), number=row.number)
                 if self._attempt is None:
                     return None
                 if row.outcome:
@@ -187,12 +202,17 @@ class _Life:
         except LetGo:
             raise
         except GpujobsError as error:
-            failed = error
+            failed = self._why_failed(error)
         except Exception as error:  # noqa: BLE001 - a bug of ours must not leave a machine rented
             failed = describe_bug(error)
         if self._attempt is not None:
             failed = yield from self._end_steps(self._attempt, failed)
         return failed
+
+    def _why_failed(self, error: GpujobsError) -> GpujobsError:
+        """Give the cancel where there was one: only what the job itself came to counts more."""
+        cancel = self._job.stop.error
+        return cancel if isinstance(cancel, Cancelled) and not isinstance(error, JobFailed | OverLimit) else error
 
     def _end_steps(
         self, attempt: Attempt, failed: GpujobsError | None, *, begun_at: str = ""
@@ -224,7 +244,8 @@ class _Life:
             yield self._step(name, call)
         except LetGo:
             raise
-        except Cancelled:  # of a machine that was only kept for a look
+        except Cancelled:  # the work is over: what is called off is saving its disk, or keeping it for a look
+            self._job.reporter.note(f"{name}: called off")
             return None
         except GpujobsError as error:
             self._job.reporter.note(f"{name}: {error}")
@@ -235,8 +256,11 @@ class _Life:
             return told
         return None
 
-    def _step(self, name: str, call: Callable[[], None]) -> Step:
-        number = int(self._attempt.name.rpartition("-")[2]) if self._attempt else 0
+    def _step(self, name: str, call: Callable[[], None], *, number: int | None = None) -> Step:
+        if self._attempt:
+            number = int(self._attempt.name.rpartition("-")[2])
+        elif number is None:
+            number = 1 + max((row.number for row in self._ledger.attempts(self._job.run.id)), default=0)
         return Step(name=name, attempt=number, call=partial(self._in_phase, name, call))
 
     def _in_phase(self, name: str, call: Callable[[], None]) -> None:
@@ -250,6 +274,7 @@ class _Life:
     def _plan(self) -> None:
         """Find offers; where the recipe allows to wait for a free card, wait."""
         job, started = self._job, self._clock.monotonic()
+        check_local(job.host, job.recipe)
         while True:
             try:
                 job.stop.raise_if_stopped()
@@ -261,13 +286,16 @@ class _Life:
                 self._choices = list(plan.choices)
                 self._ledger.update_run(job.run.id, estimate_cny=plan.estimate_cny)
                 return
-            if self._clock.monotonic() - started >= job.recipe.retry.wait:
+            waited_s = self._clock.monotonic() - started
+            if waited_s >= job.recipe.retry.wait:
                 raise NoCapacity(trouble)
-            job.reporter.phase("plan", "waiting for a free card")
+            job.reporter.progress("waiting for a free card", round(waited_s), job.recipe.retry.wait)
             job.stop.sleep(self._clock, job.host.timing.stock_s * job.host.dice.uniform(0.8, 1.2))
 
     def _provision(self) -> None:
         self._tries += 1
+        if await_slot(self._job, self._choices):
+            self._plan()  # what was free when the wait began may be so no longer
         machine = rent_first(self._job, self._choices)
         self._attempt = Attempt(self._job, machine)
         self._in_phase("provision", lambda: None)
@@ -320,8 +348,13 @@ class _Life:
             store.put_run(job.run.id, job.folder.path)
 
     def _finish(self, failed: GpujobsError | None) -> Outcome:
+        cancelled = self._job.stop.error
+        if failed is None and isinstance(cancelled, Cancelled):
+            failed = Cancelled(f"{cancelled}, when its work had succeeded and its outputs were here")
         state = "succeeded" if failed is None else "cancelled" if isinstance(failed, Cancelled) else "failed"
         outcome = self._outcome(state, failed.exit_code if failed else 0, str(failed or ""))
+        if not outcome.machines_alive:
+            self._job.host.slots.give_back(self._job.run.id)
         self._ledger.update_run(
             self._job.run.id,
             state=state,
@@ -333,6 +366,19 @@ class _Life:
             cost_cny=outcome.cost_cny,
         )
         return outcome
+
+    def _notify(self, outcome: Outcome) -> None:
+        """Tell those whom the recipe names; whatever comes of it, the run has ended as it has."""
+        job, names = self._job, self._job.recipe.notify
+        job.reporter.phase("notify", ", ".join(names))
+        try:
+            run, alive = self._ledger.get_run(job.run.id), outcome.machines_alive
+            told = notify.end_message(run, outputs=outcome.outputs, log=outcome.log, machines_alive=alive)
+            troubles = notify.send(job.host.settings, names, told)
+        except GpujobsError as error:
+            troubles = [f"{', '.join(names)} not told: {error}"]
+        for trouble in troubles:
+            job.reporter.note(trouble)
 
     def _outcome(self, state: str, exit_code: int, error: str) -> Outcome:
         job = self._job

@@ -54,6 +54,15 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Catalogue:
+    """What a backend's document names, for forms to choose from; it may rent more than that."""
+
+    gpus: tuple[str, ...]
+    regions: tuple[str, ...]
+    snapshots: bool  # whether it can save a machine's disk
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
     """What a backend will rent now."""
 

@@ -1,14 +1,13 @@
 """What to run, as the user writes it: the recipe's model. Reading it from a file is `recipe_file`'s."""
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
-from zoneinfo import available_timezones
 
 from pydantic import AliasChoices, Field, ValidationInfo, field_validator, model_validator
 
-from gpujobs.recipe_types import AtLeast, Names, Script, Seconds, Strict, Text, Word
+from gpujobs.recipe_schedule import Schedule
+from gpujobs.recipe_types import AtLeast, BlockName, Names, NoticeName, Script, Seconds, Strict, Text, Word
 
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ACCELERATOR = re.compile(r"(?P<name>[^:]+?)\s*(?::\s*(?P<count>[1-9]\d?))?")
@@ -17,7 +16,6 @@ _INFRA = re.compile(r"[a-z][a-z0-9_]*(/[^/\s]+)?")
 _SNAPSHOT_NAME = r"[a-z0-9][a-z0-9._-]{0,62}"
 _SNAPSHOT_TAG = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 _SNAPSHOT_IMAGE = re.compile(rf"snapshot:{_SNAPSHOT_NAME}(:{_SNAPSHOT_TAG})?")
-_CRON_FIELDS = 5
 
 
 class Volume(Strict):
@@ -152,31 +150,6 @@ class OnFailure(Strict):
     )
 
 
-class Schedule(Strict):
-    """When a deployment of this recipe runs by itself."""
-
-    cron: Word = Field(description="Minute, hour, day, month, day of the week", examples=["0 2 * * *"])
-    timezone: Word = Field(default="Asia/Shanghai", examples=["Asia/Shanghai"])
-    if_running: Literal["skip"] = Field(default="skip", examples=["skip"])
-    max_lateness: Seconds = Field(default=3600, json_schema_extra={"default": "1h"}, examples=["1h"])
-
-    @field_validator("cron")
-    @classmethod
-    def _cron(cls, value: str) -> str:
-        if len(value.split()) != _CRON_FIELDS:
-            raise ValueError(f'{value!r} is not a cron line of five fields; write it quoted, as "0 2 * * *"')
-        return value
-
-    @field_validator("timezone")
-    @classmethod
-    def _timezone(cls, value: str) -> str:
-        known = available_timezones()  # empty where the system keeps no zones
-        if known and value not in known:
-            near = difflib.get_close_matches(value, known, n=1, cutoff=0.5) or ["Asia/Shanghai"]
-            raise ValueError(f"{value!r} is not a time zone; did you mean {near[0]}?")
-        return value
-
-
 class AutoDLSection(Strict):
     """What only AutoDL knows."""
 
@@ -228,6 +201,11 @@ class Recipe(Strict):
     secrets: list[str] = Field(
         default=[], description="Names; values come from the environment or the settings", examples=[["HF_TOKEN"]]
     )
+    credentials: dict[str, BlockName] = Field(
+        default={},
+        description="backend: name of a Prefect credential block; left out: the host's own account",
+        examples=[{"autodl": "my-team"}],
+    )
     setup: Script | None = Field(default=None, examples=["pip install -r requirements.txt"])
     run: Script = Field(validation_alias=AliasChoices("run", "commands"), examples=["python train.py"])
     outputs: dict[str, Text] = Field(
@@ -254,6 +232,11 @@ class Recipe(Strict):
     )
     retry: Retry = Field(default=Retry(), examples=[{"attempts": 3, "wait": "2h"}])
     on_failure: OnFailure = Field(default=OnFailure(), examples=[{"keep": "30m"}])
+    notify: list[NoticeName] = Field(
+        default=[],
+        description="Who is told of the end: names of Apprise URLs in the settings, or of notification blocks",
+        examples=[["wecom"]],
+    )
     schedule: Schedule | None = Field(default=None, examples=[{"cron": "0 2 * * *"}])
     autodl: AutoDLSection = Field(default=AutoDLSection(), examples=[{"deployment_type": "Job"}])
     matrixdc: MatrixDCSection = Field(default=MatrixDCSection(), examples=[{"cost_type": 1}])
@@ -290,8 +273,9 @@ class Recipe(Strict):
     @classmethod
     def _mount_points(cls, value: dict[str, str]) -> dict[str, str]:
         for remote in value:
-            if not remote.startswith("/") or remote.endswith("/"):
-                raise ValueError(f"{remote!r} must be an absolute path of a file or folder on the machine")
+            inside = remote.startswith("./") and ".." not in remote.split("/")
+            if not (remote.startswith("/") or inside) or remote.endswith("/"):
+                raise ValueError(f"{remote!r} must be an absolute path on the machine, or ./… for one in the workdir")
         return value
 
     @field_validator("outputs")

@@ -100,11 +100,13 @@ def wait_off(
     *,
     deadline: float,
     tick: Callable[[Machine], None] | None = None,
+    stop: StopToken | None = None,
 ) -> None:
-    """Wait until the provider says that the machine is off.
+    """Wait until the provider says that the machine is off, or until `stop` raises its reason.
 
     Raises Unavailable past the deadline (on the host's monotonic clock), MachineLost when it is gone.
     """
+    stop = stop or StopToken()
     for wait_s in backoff(0.5, 5.0, dice=host.dice):
         try:
             seen = backend.refresh(machine)
@@ -119,7 +121,7 @@ def wait_off(
                 tick(seen)
         if host.clock.monotonic() >= deadline:
             raise Unavailable(f"{backend.name} did not switch {machine.name} off in time")
-        StopToken().sleep(host.clock, max(0.2, wait_s))
+        stop.sleep(host.clock, max(0.2, wait_s))
 
 
 def mark_gone(host: Host, name: str) -> None:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-REAL_LIMIT_S = 30.0  # how long a helper here may wait in real time before it calls a test stuck
+REAL_LIMIT_S = 90.0  # how long a helper here may wait in real time before it calls a test stuck
 _GLANCE_S = 0.002
 
 

@@ -25,7 +25,7 @@ class Control:
     def ask(self, method: str, path: str, body: object = None) -> Any:
         """Call the control room; raises where it refuses."""
         headers = {"X-Fake-Control": self.fake.control_token}
-        reply = requests.request(method, f"{self.fake.url}/_fake/{path}", json=body, headers=headers, timeout=10)
+        reply = requests.request(method, f"{self.fake.url}/_fake/{path}", json=body, headers=headers, timeout=60)
         assert reply.status_code == 200, reply.text
         return reply.json()
 
@@ -43,7 +43,7 @@ class Control:
 
     def left(self) -> Sequence[str]:
         """The names of those that are not gone once the providers had time to shut down what they were told to."""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while (names := self.alive()) and time.monotonic() < deadline:
             time.sleep(0.05)  # a deletion is done some moments after the list has forgotten the machine
         return names

@@ -1,6 +1,7 @@
 """Fixtures of the tests of whole runs: a fake cloud, settings that point at it, a host."""
 
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from gpujobs.host import Host, Timing
 from gpujobs.settings import Settings
 from tests.cloud import Control
 from tests.servers import Postgresql, postgresql
+
+for _sign in (signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(_sign, signal.SIG_DFL)  # nohup, or a shell's &, has them ignored here and in all that tests start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 QUICK = Timing(settle_s=2.0, stop_grace_s=1.0, release_s=20.0, stock_s=0.3, guard_s=0.2, reach_s=0.05, lost_s=20.0)
 

@@ -70,7 +70,7 @@ def attempt(base: Path, name: str = "gj-1") -> Path:
 
 
 def ready(base: Path) -> None:
-    ends_at = time.monotonic() + 5
+    ends_at = time.monotonic() + 60
     while not base.exists():
         assert time.monotonic() < ends_at
         time.sleep(0.02)
@@ -116,7 +116,7 @@ def test_a_heartbeat_before_the_start_makes_it_wait_on(base: Path, keep: Callabl
     for beat in range(8):
         (base / "gj-1" / "heartbeat").write_text(f"{beat}\n")
         assert keeper.stays(1)
-    assert keeper.ends(within_s=10) == 0
+    assert keeper.ends(within_s=60) == 0
 
 
 def test_running_work_is_kept_however_long_nobody_asks(base: Path, keep: Callable[..., Keeper]) -> None:
@@ -164,14 +164,14 @@ def test_a_lost_supervisor_counts_as_an_end(base: Path, keep: Callable[..., Keep
     done = subprocess.Popen(["true"])
     done.wait()
     (attempt(base) / "pid").write_text(f"{done.pid} 1\n")
-    assert keeper.ends(within_s=10) == 0
+    assert keeper.ends(within_s=60) == 0
 
 
 def test_it_ends_at_its_hard_limit_whatever_runs(base: Path, keep: Callable[..., Keeper]) -> None:
     keeper = keep(base, grace=1, duration=3, linger=1)
     ready(base)
     attempt(base)
-    assert keeper.ends(within_s=10) == 0
+    assert keeper.ends(within_s=60) == 0
     assert time.monotonic() - keeper.started > 4
 
 

@@ -194,7 +194,7 @@ def test_no_login_is_tried_where_the_host_key_is_wrong(openssh_server: OpenSsh, 
     access = Access(host="127.0.0.1", port=openssh_server.port, user=openssh_server.user, password=PASSWORD)
     with pytest.raises(HostKeyChanged):
         connect(access, host_key=make_key(tmp_path / "other"))
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while b"Connection" not in log.read_bytes()[before:] and time.monotonic() < deadline:
         time.sleep(0.01)
     told = log.read_bytes()[before:]
@@ -367,7 +367,7 @@ def test_a_cut_stream_is_unreachable_and_not_an_end(server: Server, proxy: Proxy
         proxy.cut_after(200_000)
         with pytest.raises(Unreachable):
             shell.stream_out("yes", lambda _: None)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while shell.alive and time.monotonic() < deadline:
             time.sleep(0.01)  # the channel hears of the cut a moment before the connection is taken down
         assert not shell.alive
@@ -482,7 +482,7 @@ def test_no_thread_outlives_its_connection(server: Server) -> None:
     before = set(threading.enumerate())
     with server.connect(timeouts=QUICK) as shell:
         shell.run("true")
-    ends_at = time.monotonic() + 5
+    ends_at = time.monotonic() + 60
     while left := [t for t in threading.enumerate() if t not in before and not t.name.startswith("fake-")]:
         assert time.monotonic() < ends_at, left
         left[0].join(0.1)

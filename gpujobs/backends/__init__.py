@@ -8,7 +8,7 @@ from typing import Protocol
 
 from gpujobs.clock import Clock
 from gpujobs.errors import BadInput
-from gpujobs.models import Access, Event, Image, ImageRef, Machine, Offer
+from gpujobs.models import Access, Catalogue, Event, Image, ImageRef, Machine, Offer
 from gpujobs.recipe import Recipe
 from gpujobs.settings import Account, Settings
 
@@ -20,8 +20,6 @@ class Backend(Protocol):
     """
 
     name: str
-    has_snapshots: bool
-    """Whether power_off can save the disk as an image."""
     work_root: str
     """The folder on a machine under which each attempt has its own; on the data disk."""
 
@@ -111,8 +109,18 @@ def load(name: str, settings: Settings, *, clock: Clock) -> Backend:
     """Open the backend `name`; raises BadInput where it is unknown, or has no token."""
     if name not in names():
         raise BadInput(f"there is no backend {name}; {nearest(name)}")
-    account = settings.account(name)
+    return open_with(name, settings.account(name), clock=clock)
+
+
+def open_with(name: str, account: Account, *, clock: Clock) -> Backend:
+    """Open the backend `name`, which must be known, for one account with it; raises BadInput where it has no token."""
     if not account.token:
         raise BadInput(f"{name.upper()}_TOKEN is not set; get a token in the provider's console and export it")
     factory: Factory = importlib.import_module(f"{__name__}.{name}").open_backend
     return factory(account, clock=clock)
+
+
+def catalogue(name: str) -> Catalogue:
+    """Give the GPUs and regions that the provider's document names; needs no token and asks nobody."""
+    found: Catalogue = importlib.import_module(f"{__name__}.{name}").CATALOGUE
+    return found

@@ -11,16 +11,21 @@ from dataclasses import replace
 from gpujobs.backends._autodl_events import CONTAINER_STATUS, OVER, EventBook
 from gpujobs.backends._autodl_replies import Container, Deployment
 from gpujobs.backends._autodl_request import BASE_IMAGES, deployment_body, image_uuid, unknown_image
-from gpujobs.backends._autodl_stock import StockBook, region_sign
+from gpujobs.backends._autodl_stock import REGIONS, StockBook, region_sign
 from gpujobs.backends._autodl_wire import AutoDLClient, provider
 from gpujobs.backends._http import Door, Patience
 from gpujobs.backends._reading import Recent, StatusTable, link, ssh_address
 from gpujobs.clock import Clock
 from gpujobs.errors import BadInput, NotFound, Refused, Unavailable
-from gpujobs.models import Access, Event, Image, ImageRef, Machine, MachineStatus, Offer
+from gpujobs.models import Access, Catalogue, Event, Image, ImageRef, Machine, MachineStatus, Offer
 from gpujobs.recipe import Recipe
 from gpujobs.settings import Account
 
+CATALOGUE = Catalogue(
+    gpus=("RTX 4090", "RTX 3090", "RTX 3080 Ti", "RTX A4000", "TITAN Xp", "L20", "Tesla V100-SXM2-32GB"),
+    regions=tuple(REGIONS),
+    snapshots=False,
+)
 _LIVING = ("creating", "created", "starting", "oss_merged", "running", "shutting_down")
 _COMMENT_CAP = 100
 _log = logging.getLogger("gpujobs.backends.autodl")
@@ -39,7 +44,6 @@ class AutoDL:
     """The backend protocol on AutoDL's elastic deployment. Safe for many threads."""
 
     name = "autodl"
-    has_snapshots = False
     work_root = "/root/autodl-tmp/gpujobs"
 
     def __init__(self, client: AutoDLClient, *, clock: Clock) -> None:
@@ -60,7 +64,7 @@ class AutoDL:
     def check(self, recipe: Recipe) -> None:
         """Refuse snapshots and volumes, which this API does not have."""
         if recipe.snapshot is not None:
-            raise BadInput("AutoDL's API cannot save an image; leave snapshot out, or use resources.infra: matrixdc")
+            raise BadInput("it cannot save snapshots; remove `snapshot`, or use resources.infra: matrixdc")
         if recipe.resources.volumes:
             raise BadInput("AutoDL's API takes no volumes; leave resources.volumes out, /root/autodl-tmp is its disk")
         if recipe.resources.image_for(self.name).startswith("snapshot:"):

@@ -17,10 +17,11 @@ from gpujobs.backends._matrixdc_wire import Instance, InstanceList, MatrixDCClie
 from gpujobs.backends._reading import Recent, StatusTable, link, ssh_address
 from gpujobs.clock import Clock
 from gpujobs.errors import BadInput, NotFound, Refused, Unavailable
-from gpujobs.models import Access, Event, Image, ImageRef, Machine, MachineStatus, Offer
+from gpujobs.models import Access, Catalogue, Event, Image, ImageRef, Machine, MachineStatus, Offer
 from gpujobs.recipe import Recipe, Volume
 from gpujobs.settings import Account
 
+CATALOGUE = Catalogue(gpus=("4090", "H20"), regions=("北京一区",), snapshots=True)
 DEFAULT_IMAGE = "images.neolink-ai.com/matrixdc/tensorflow:2.15.0-python3.10-cuda12.1.0-cudnn8-devel-ubuntu22.04"
 DEFAULT_VOLUME = Volume(path="/root/data", size=50)
 _STATUS = {
@@ -52,7 +53,6 @@ class MatrixDC:
     """The backend protocol on MatrixDC. Safe for many threads."""
 
     name = "matrixdc"
-    has_snapshots = True
     work_root = "/root/data/gpujobs"
 
     def __init__(self, client: MatrixDCClient, *, account: Account, clock: Clock) -> None:

@@ -1,19 +1,23 @@
 """offers, machines, images, snapshots, reap: what the clouds have, and what they have of ours."""
 
 from argparse import Namespace
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import TypeVar
 
 from pydantic import ValidationError
 
 from gpujobs import backends, reaper
+from gpujobs.backends import Backend
 from gpujobs.cli.opening import ledger_of, load_settings
 from gpujobs.cli.output import Output, amount, price
 from gpujobs.errors import BadInput, GpujobsError, NoCapacity
 from gpujobs.host import Host
-from gpujobs.models import Image
 from gpujobs.plan import make_plan
 from gpujobs.recipe import Recipe
+from gpujobs.settings import Account
+
+Asked = TypeVar("Asked")
 
 
 def offers(args: Namespace, out: Output) -> int:
@@ -49,10 +53,12 @@ def offers(args: Namespace, out: Output) -> int:
 
 
 def machines(_: Namespace, out: Output) -> int:
-    """List the machines under our owner's name, as the providers tell it, with what the ledger knows of them."""
+    """List the machines under our owner's name, as the providers tell it, with what the ledger knows of them.
+
+    What a provider that does not answer has of ours is unknown: then the others' are listed, and the command fails.
+    """
     with Host.open(load_settings()) as host:
-        _with_token(host)
-        found = reaper.survey(host)
+        found, trouble = _of_all(host, out, lambda backend: reaper.survey(host, backend))
     out.value([{**asdict(one.machine), "run_id": one.run_id, "why": one.why, "action": one.action} for one in found])
     rows = (
         (
@@ -65,14 +71,15 @@ def machines(_: Namespace, out: Output) -> int:
         )
         for one in found
     )
-    out.table(("MACHINE", "PLACE", "STATUS", "CNY/H", "RUN", "WHY"), rows, none="no machines: nothing is rented")
-    return 0
+    none = "none on those that answered" if trouble else "no machines: nothing is rented"
+    out.table(("MACHINE", "PLACE", "STATUS", "CNY/H", "RUN", "WHY"), rows, none=none)
+    return trouble[0].exit_code if trouble else 0
 
 
 def images(_: Namespace, out: Output) -> int:
     """List the images that can be booted, as far as the providers list them."""
     with Host.open(load_settings()) as host:
-        found = _images_of_all(host, out)
+        found, _trouble = _of_all(host, out, lambda backend: backend.images())
     out.value([asdict(image) for image in found])
     rows = ((image.backend, image.ref, image.title, "private" if image.private else "public") for image in found)
     out.table(("BACKEND", "IMAGE", "TITLE", "KIND"), rows, none="the providers list no images of yours")
@@ -101,7 +108,7 @@ def snapshots(_: Namespace, out: Output) -> int:
 def reap(args: Namespace, out: Output) -> int:
     """Release what no living run owns; what the ledger does not know only with --yes."""
     with Host.open(load_settings()) as host:
-        _with_token(host)
+        _accounts(host, out, [])
         done = reaper.reap(host, yes=args.yes, reporter=out.reporter())
         waiting = reaper.recover(host)
     out.value(
@@ -126,25 +133,37 @@ def reap(args: Namespace, out: Output) -> int:
     return 0
 
 
-def _with_token(host: Host) -> Sequence[str]:
-    found = [name for name in backends.names() if host.settings.account(name).token]
+def _accounts(host: Host, out: Output, errors: list[GpujobsError]) -> Sequence[tuple[str, Account]]:
+    """Give every account by its backend; where Prefect's blocks cannot be read, the host's own."""
+    found: list[tuple[str, Account]] = []
+    for name in backends.names():
+        try:
+            accounts = host.settings.accounts(name)
+        except GpujobsError as error:
+            out.tell(f"{name}: accounts that Prefect blocks keep are left out: {error}")
+            errors.append(error)
+            accounts = replace(host.settings, blocks=None).accounts(name)
+        found += [(name, account) for account in accounts]
     if not found:
         tokens = " or ".join(f"{name.upper()}_TOKEN" for name in backends.names())
-        raise BadInput(f"no backend has a token; set {tokens}, or use the fake cloud: --fake")
+        raise errors[0] if errors else BadInput(f"no backend has a token; set {tokens}, or use the fake cloud: --fake")
     return found
 
 
-def _images_of_all(host: Host, out: Output) -> Sequence[Image]:
+def _of_all(
+    host: Host, out: Output, ask: Callable[[Backend], Sequence[Asked]]
+) -> tuple[Sequence[Asked], Sequence[GpujobsError]]:
     """Ask every backend; one that cannot answer is told of, and only fails the command if all of them do."""
-    found: list[Image] = []
+    found: list[Asked] = []
     errors: list[GpujobsError] = []
-    names = _with_token(host)
-    for name in names:
+    answered = False
+    for name, account in _accounts(host, out, errors):
         try:
-            found += host.backend(name).images()
+            found += ask(host.backend_of(name, account))
+            answered = True
         except GpujobsError as error:
             out.tell(f"{name}: {error}")
             errors.append(error)
-    if len(errors) == len(names):
+    if not answered:
         raise errors[0]
-    return found
+    return found, errors

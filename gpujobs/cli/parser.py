@@ -61,6 +61,15 @@ def _submit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--yes", "-y", action="store_true", help="do not ask before renting")
 
 
+def _deploy(parser: argparse.ArgumentParser) -> None:
+    _recipe(parser)
+    parser.add_argument("--all", action="store_true", help="RECIPE is a folder: deploy every recipe in it")
+    parser.add_argument("--cron", default=None, metavar="LINE", help='when it runs by itself, as "0 2 * * *"')
+    parser.add_argument("--timezone", default=None, metavar="ZONE", help="of the cron line (Asia/Shanghai)")
+    parser.add_argument("--name", default=None, help="of the deployment; else the recipe's")
+    parser.add_argument("--pool", default="gpujobs", help="the work pool whose hosts run it (gpujobs)")
+
+
 def _ls(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", "-n", type=_count, default=None, metavar="N", help="only the newest N")
     parser.add_argument("--state", action="append", default=[], help="only runs in this state")
@@ -102,12 +111,21 @@ def _reap(parser: argparse.ArgumentParser) -> None:
 
 def _up(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wait", type=_seconds, default=90.0, metavar="SECONDS", help="for its server to answer (90)")
+    parser.add_argument("--automations", action="store_true", help="have crashed and silent runs call the reaper")
+    _serve(parser)
+
+
+def _serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--limit", type=_count, default=None, metavar="N", help="runs at a time, of all hosts: your quota"
+    )
 
 
 COMMANDS: Sequence[Command] = (
     Command("init", "write a commented recipe to start from", "recipes", _init, fakeable=False),
     Command("plan", "show offers, choice and cost; rents nothing", "recipes", _recipe, cloud=True),
     Command("submit", "run a recipe on a rented machine", "submit", _submit, cloud=True),
+    Command("deploy", "put a recipe into Prefect: its form, its schedule", "deploy", _deploy, cloud=True),
     Command("ls", "list the runs", "runs", _ls),
     Command("status", "say where a run stands", "runs", _run),
     Command("logs", "print what a run's job wrote", "logs", _logs),
@@ -124,7 +142,7 @@ COMMANDS: Sequence[Command] = (
     Command("doctor", "check settings, tokens, clouds and tools", "doctor", _nothing, cloud=True),
     Command("up", "start the local controller", "control", _up, cloud=True),
     Command("down", "end the local controller", "control", _nothing),
-    Command("serve", "run recipes in this process, for a Prefect server", "control", _nothing, cloud=True),
+    Command("serve", "run recipes in this process, for a Prefect server", "control", _serve, cloud=True),
     Command("schema", "print the recipe's JSON schema, for editors", "recipes", _nothing, fakeable=False),
 )
 

@@ -42,6 +42,8 @@ def submit(args: Namespace, out: Output) -> int:
         except KeyboardInterrupt:
             raise Cancelled(NOT_RENTED) from None
         show_plan(recipe, plan, out)
+        if recipe.schedule:
+            out.tell("submit runs this once, now; its schedule is for: gpujobs deploy")
         if not plan.choices and not recipe.retry.wait:
             raise NoCapacity(plan.nothing_free)
         with Interrupts() as interrupts:

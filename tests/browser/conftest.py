@@ -31,7 +31,7 @@ def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, headless=True, args=list(FLAGS))
         yield browser
-        browser.close()
+        browser.close()  # kills it after 30 s; to close a page or a window waits for ever for a renderer that has died
 
 
 @pytest.fixture
@@ -53,16 +53,14 @@ def window(browser: Browser) -> Iterator[BrowserContext]:
     window.on("weberror", lambda error: strangers.append(str(error.error)))
     window.on("console", lambda said: strangers.append(said.text) if _complains(said) else None)
     yield window
-    window.close()
     assert strangers == []
 
 
 @pytest.fixture
-def page(window: BrowserContext, cloud: Wires) -> Iterator[Page]:
+def page(window: BrowserContext, cloud: Wires) -> Page:
     page = window.new_page()
     page.goto(cloud.fake.url)
-    yield page
-    page.close()
+    return page
 
 
 @pytest.fixture

@@ -59,6 +59,21 @@ def test_a_saved_disk_is_listed_and_booted_from(cli: Cli, control: Control) -> N
     assert control.left() == []
 
 
+def test_a_cloud_that_does_not_answer_hides_no_other_cloud_s_machines_and_is_no_success(
+    cli: Cli, control: Control
+) -> None:
+    process = cli.start("submit", cli.recipe(LONG), "--here", "--yes")
+    read_until(process, "begun", of="stdout")
+    (machine,) = control.alive()
+    control.fault("matrixdc.list_instances", "error_500", count=None)
+    shown = cli("machines")
+    assert (shown.returncode, machine in shown.stdout, "matrixdc: " in shown.stderr) == (70, True, True), shown.stderr
+    control.ask("DELETE", "faults")
+    assert cli("cancel", "t").returncode == 0
+    process.communicate(timeout=60)
+    assert control.left() == []
+
+
 def test_machines_and_reap_tell_what_is_rented_and_why_it_stays(cli: Cli, control: Control) -> None:
     assert cli("machines").stdout == "no machines: nothing is rented\n"
     process = cli.start("submit", cli.recipe(LONG), "--here", "--yes")

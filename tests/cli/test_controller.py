@@ -65,7 +65,7 @@ def record(cli: Cli) -> Mapping[str, Any]:
 
 def rented(cli: Cli) -> list[str]:
     """Name the machines that the fake's own ledger holds as alive."""
-    reply = requests.get(record(cli)["url"] + "/_fake/ledger", headers={"X-Fake-Control": "fake-control"}, timeout=10)
+    reply = requests.get(record(cli)["url"] + "/_fake/ledger", headers={"X-Fake-Control": "fake-control"}, timeout=60)
     return [machine["name"] for machine in reply.json()["machines"] if machine["gone_at"] is None]
 
 
@@ -254,7 +254,7 @@ def pool_of(api: str) -> str:
     """Name the pool that the host makes, once it has: the API answers before the host is there."""
     wanted = {"work_pools": {"type": {"any_": ["gpujobs"]}}}
     deadline = time.monotonic() + 60
-    while not (pools := requests.post(f"{api}/work_pools/filter", json=wanted, timeout=10).json()):
+    while not (pools := requests.post(f"{api}/work_pools/filter", json=wanted, timeout=60).json()):
         assert time.monotonic() < deadline, "the host made no pool"
         time.sleep(0.1)
     return str(pools[0]["name"])
@@ -263,7 +263,7 @@ def pool_of(api: str) -> str:
 def test_a_run_that_no_worker_has_taken_can_be_cancelled(cli: Cli) -> None:
     api = json.loads((cli.home / "fake" / "controller.json").read_text())["url"]
     paused = pool_of(api)
-    requests.patch(f"{api}/work_pools/{paused}", json={"is_paused": True}, timeout=10).raise_for_status()
+    requests.patch(f"{api}/work_pools/{paused}", json={"is_paused": True}, timeout=60).raise_for_status()
     try:
         process = cli.start("submit", recipe(cli, "true"), "--fake", "--yes")
         read_until(process, "is with the controller")
@@ -272,7 +272,7 @@ def test_a_run_that_no_worker_has_taken_can_be_cancelled(cli: Cli) -> None:
         assert process.returncode == 4
         assert "gpujobs: cancelled before it began; nothing was rented" in err
     finally:
-        requests.patch(f"{api}/work_pools/{paused}", json={"is_paused": False}, timeout=10).raise_for_status()
+        requests.patch(f"{api}/work_pools/{paused}", json={"is_paused": False}, timeout=60).raise_for_status()
 
 
 def test_ls_says_where_runs_stand_and_cost_sums_them(cli: Cli) -> None:

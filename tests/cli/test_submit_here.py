@@ -121,11 +121,11 @@ def test_a_third_ctrl_c_leaves_the_machine_to_the_reaper_and_says_how(cli: Cli, 
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(1)  # twice is not enough
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 4
     run_id = re.search(r"To end it: gpujobs cancel (\w+), or: gpujobs reap", err)
     assert run_id, err
-    assert len(control.left()) == 1
+    assert len(control.alive()) == 1
 
 
 def test_a_reader_that_goes_away_does_not_end_the_run(cli: Cli, control: Control) -> None:

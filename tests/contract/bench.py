@@ -22,6 +22,7 @@ class Bench:
     image: str
     create: str  # the fake's names of endpoints
     reads: Sequence[str]
+    saves: bool  # whether its power_off can save the disk as an image
     release: str
     power_off: str
     take_all: Callable[[FakeServer], None]  # leaves nothing free of `gpu`

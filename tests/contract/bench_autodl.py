@@ -21,6 +21,7 @@ BENCH = Bench(
     image="base-image-l2t43iu6uk",
     create="autodl.create_deployment",
     reads=("autodl.list_deployments", "autodl.list_events", "autodl.list_containers", "autodl.gpu_stock"),
+    saves=False,
     release="autodl.delete_deployment",
     power_off="autodl.operate_deployment",
     take_all=_take_all,

@@ -19,6 +19,7 @@ BENCH = Bench(
     image=DEFAULT_IMAGE,
     create="matrixdc.create_instance",
     reads=("matrixdc.list_regions", "matrixdc.list_skus", "matrixdc.list_instances", "matrixdc.get_instance"),
+    saves=True,
     release="matrixdc.delete_instance",
     power_off="matrixdc.power_off",
     take_all=_take_all,

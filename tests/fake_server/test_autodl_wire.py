@@ -106,7 +106,7 @@ def test_bad_parameters_are_told_by_the_envelope(wires: Wires, method: str, path
 
 def test_a_body_that_is_no_json_is_a_bad_parameter(wires: Wires) -> None:
     url = f"{wires.fake.autodl_url}/api/v1/dev/deployment"
-    reply = requests.post(url, data=b"{", headers={"Authorization": wires.fake.token}, timeout=10)
+    reply = requests.post(url, data=b"{", headers={"Authorization": wires.fake.token}, timeout=60)
     assert reply.json() == WRONG
 
 
@@ -302,5 +302,5 @@ def test_names_need_not_be_unique(wires: Wires) -> None:
 @pytest.mark.parametrize(("method", "path"), [("GET", "/deployment"), ("POST", "/deployment/nothing")])
 def test_other_methods_and_paths_do_not_exist(wires: Wires, method: str, path: str) -> None:
     url = f"{wires.fake.autodl_url}/api/v1/dev{path}"
-    reply = requests.request(method, url, headers={"Authorization": wires.fake.token}, timeout=10)
+    reply = requests.request(method, url, headers={"Authorization": wires.fake.token}, timeout=60)
     assert reply.status_code in {404, 405}

@@ -20,18 +20,18 @@ BEARER = {"Authorization": "bearer fake-token", "namespace": "fake-user"}
 
 def rent(cloud: FakeCloud) -> str:
     url = f"{cloud.matrixdc_url}/clusters/host-cluster/instances"
-    return str(requests.post(url, json=instance(), headers=BEARER, timeout=10).json()["name"])
+    return str(requests.post(url, json=instance(), headers=BEARER, timeout=60).json()["name"])
 
 
 def test_it_begins_on_entering_and_leaves_nothing_behind() -> None:
     before = dict(os.environ)
     with FakeCloud() as cloud:
-        assert requests.get(f"{cloud.matrixdc_url}/regions", headers=BEARER, timeout=10).ok
+        assert requests.get(f"{cloud.matrixdc_url}/regions", headers=BEARER, timeout=60).ok
         assert dict(os.environ) == before
         folder = cloud.server.world.ground.folder
     assert (fake_threads(), folder.exists()) == ([], False)
     with pytest.raises(requests.ConnectionError):
-        requests.get(cloud.url, timeout=10)
+        requests.get(cloud.url, timeout=60)
 
 
 def test_it_can_set_the_clients_environment_and_gives_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +68,7 @@ def test_a_decorated_function_has_a_fresh_cloud_each_time() -> None:
 def test_a_decorated_function_need_not_take_the_cloud() -> None:
     @FakeCloud(containers=QuietContainers)
     def ask() -> bool:
-        return requests.get(f"{os.environ['MATRIXDC_API_URL']}/regions", headers=BEARER, timeout=10).ok
+        return requests.get(f"{os.environ['MATRIXDC_API_URL']}/regions", headers=BEARER, timeout=60).ok
 
     assert ask()
 
@@ -100,7 +100,7 @@ def test_the_clock_the_faults_the_stock_and_reset_are_in_hand() -> None:
         cloud.set_speed(3)
         assert cloud.state()["speed"] == 3
         armed = cloud.fault("rate_limit_429", "matrixdc.list_regions", retry_after=7)
-        reply = requests.get(f"{cloud.matrixdc_url}/regions", headers=BEARER, timeout=10)
+        reply = requests.get(f"{cloud.matrixdc_url}/regions", headers=BEARER, timeout=60)
         assert (reply.status_code, reply.headers["Retry-After"]) == (429, "7")
         cloud.clear_faults(armed)
         cloud.stock("RTX 4090", 0, region="westDC2")
@@ -150,7 +150,7 @@ def test_the_fixture_works_in_another_projects_tests_with_nothing_else_of_ours(t
                 assert os.environ["AUTODL_API_URL"] == fake_gpu_cloud.autodl_url
                 began = fake_gpu_cloud.state()["now"]
                 assert fake_gpu_cloud.advance(5) == began + 5
-                assert requests.get(fake_gpu_cloud.matrixdc_url + "/regions", headers=HEADERS, timeout=10).ok
+                assert requests.get(fake_gpu_cloud.matrixdc_url + "/regions", headers=HEADERS, timeout=60).ok
 
             def test_without_options(fake_gpu_cloud):
                 assert fake_gpu_cloud.state()["speed"] == 1

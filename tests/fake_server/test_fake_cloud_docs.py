@@ -86,7 +86,7 @@ def test_the_curl_lines_are_answered(wires: Wires) -> None:
         asked = parser.parse_args(shlex.split(line)[1:])
         headers = dict(each.split(": ", 1) for each in asked.H)
         url = asked.url.replace("http://127.0.0.1:8700", wires.fake.url)
-        reply = wires.session.request("POST" if asked.d else "GET", url, data=asked.d, headers=headers, timeout=10)
+        reply = wires.session.request("POST" if asked.d else "GET", url, data=asked.d, headers=headers, timeout=60)
         assert reply.status_code == 200, line
         assert "AuthorizeFailed" not in reply.text
 

@@ -27,7 +27,7 @@ def list_once(wires: Wires, timeout: float = 10) -> requests.Response:
 
 def create_once(wires: Wires) -> requests.Response:
     url = f"{wires.fake.autodl_url}/api/v1/dev/deployment"
-    return requests.post(url, json=job(), headers=HEADERS, timeout=10)
+    return requests.post(url, json=job(), headers=HEADERS, timeout=60)
 
 
 def test_reset_is_a_real_reset_and_does_nothing(wires: Wires) -> None:
@@ -60,7 +60,7 @@ def test_a_late_act_carries_the_path_too(wires: Wires) -> None:
     name = wires.rent()
     arm(wires, "matrixdc.delete_instance", "late_act", seconds=5)
     headers = {"Authorization": "bearer fake-token", "namespace": "fake-user"}
-    reply = requests.delete(f"{wires.fake.matrixdc_url}{INSTANCES}?name={name}", headers=headers, timeout=10)
+    reply = requests.delete(f"{wires.fake.matrixdc_url}{INSTANCES}?name={name}", headers=headers, timeout=60)
     assert reply.status_code == 500
     wires.advance(6)
     eventually(lambda: wires.advance(1) or wires.boxes() == [])
@@ -79,7 +79,7 @@ def test_timeout_holds_the_reply_and_then_closes(wires: Wires) -> None:
 def test_error_500_does_nothing(wires: Wires) -> None:
     arm(wires, "matrixdc.create_instance", "error_500")
     headers = {"Authorization": "bearer fake-token", "namespace": "fake-user"}
-    reply = requests.post(f"{wires.fake.matrixdc_url}{INSTANCES}", json=instance(), headers=headers, timeout=10)
+    reply = requests.post(f"{wires.fake.matrixdc_url}{INSTANCES}", json=instance(), headers=headers, timeout=60)
     assert reply.status_code == 500
     assert wires.boxes() == []
 
@@ -172,4 +172,4 @@ def test_the_end_of_the_fake_lets_go_of_held_replies() -> None:
             list_once(wires, timeout=0.1)
         begun = time.monotonic()
     assert time.monotonic() - begun < 2
-    eventually(lambda: not fake_threads(), within_s=5)
+    eventually(lambda: not fake_threads(), within_s=60)

@@ -164,7 +164,7 @@ def test_a_release_fails_so_many_times_for_the_machine_that_is_named(wires: Wire
     arm(wires, "release_fails", machine="sticky*", count=5)
     assert wires.matrixdc("DELETE", f"{INSTANCES}?name={other}") == "ok"
     url = f"{wires.fake.matrixdc_url}{INSTANCES}?name={sticky}"
-    assert [requests.delete(url, headers=MDC, timeout=10).status_code for _ in range(2)] == [500, 500]
+    assert [requests.delete(url, headers=MDC, timeout=60).status_code for _ in range(2)] == [500, 500]
     asked = {"deployment_uuid": uuid, "operate": "stop", "deployment_container_uuid": container}
     for method, path in (
         ("DELETE", "/deployment"),
@@ -172,7 +172,7 @@ def test_a_release_fails_so_many_times_for_the_machine_that_is_named(wires: Wire
         ("PUT", "/deployment/container/stop"),
     ):
         api = f"{wires.fake.autodl_url}/api/v1/dev{path}"
-        reply = requests.request(method, api, json=asked, headers={"Authorization": "fake-token"}, timeout=10)
+        reply = requests.request(method, api, json=asked, headers={"Authorization": "fake-token"}, timeout=60)
         assert reply.status_code == 500
     passing(wires, 5)
     assert wires.box(sticky)["status"] == "Running"
@@ -240,7 +240,7 @@ def test_a_reply_breaks_off_in_its_body_after_the_act(wires: Wires, kind: str, c
     arm(wires, kind, endpoint="matrixdc.create_instance")
     url = f"{wires.fake.matrixdc_url}{INSTANCES}"
     got = b""
-    with requests.post(url, json=instance(), headers=MDC, timeout=10, stream=True) as reply:
+    with requests.post(url, json=instance(), headers=MDC, timeout=60, stream=True) as reply:
         promised = int(reply.headers["Content-Length"])
         with pytest.raises(Exception, match=r"reset|IncompleteRead|broken") as broken:  # noqa: PT012
             while piece := reply.raw.read(64):
@@ -255,7 +255,7 @@ def test_probability_and_seed_draw_the_same_lot_again(wires: Wires) -> None:
     def struck() -> list[int]:
         rule = arm(wires, "error_500", endpoint="autodl.list_deployments", probability=0.4, seed=9, count=None)
         url, headers = f"{wires.fake.autodl_url}/api/v1/dev{LIST}", {"Authorization": "fake-token"}
-        codes = [wires.session.post(url, json=PAGE, headers=headers, timeout=10).status_code for _ in range(40)]
+        codes = [wires.session.post(url, json=PAGE, headers=headers, timeout=60).status_code for _ in range(40)]
         wires.control("DELETE", f"faults/{rule}")
         return codes
 
@@ -267,7 +267,7 @@ def test_probability_and_seed_draw_the_same_lot_again(wires: Wires) -> None:
 def test_faults_are_armed_from_python_too(quiet: FakeServer, wires: Wires) -> None:
     quiet.faults.arm("error_500", endpoint="autodl.list_deployments")
     url, headers = f"{quiet.autodl_url}/api/v1/dev{LIST}", {"Authorization": "fake-token"}
-    codes = [wires.session.post(url, json=PAGE, headers=headers, timeout=10).status_code for _ in range(2)]
+    codes = [wires.session.post(url, json=PAGE, headers=headers, timeout=60).status_code for _ in range(2)]
     assert codes == [500, 200]
     with pytest.raises(ValueError, match="no fault is named"):
         quiet.faults.arm("earthquake")

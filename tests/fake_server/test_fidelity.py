@@ -211,21 +211,21 @@ def test_whether_the_instance_goes_with_its_data_is_a_setting() -> None:
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "PATCH"])
 @pytest.mark.parametrize("path", ["/mdc/api/v1/regions", "/api/v1/dev/deployment/blacklist"])
 def test_methods_that_no_document_has_are_refused(wires: Wires, method: str, path: str) -> None:
-    reply = wires.session.request(method, wires.fake.url + path, timeout=10)
+    reply = wires.session.request(method, wires.fake.url + path, timeout=60)
     assert (reply.status_code, "Allow" in reply.headers) == (405, False)
 
 
 @pytest.mark.parametrize("path", ["/mdc/api/v1/users", "/api/v1/dev/deployment/", "/api/v1/dev/deployment/replicas"])
 def test_paths_that_no_document_has_are_not_found(wires: Wires, path: str) -> None:
-    reply = wires.session.get(wires.fake.url + path, timeout=10)
+    reply = wires.session.get(wires.fake.url + path, timeout=60)
     assert (reply.status_code, reply.text) == (404, "404 page not found")
 
 
 def test_how_wrong_paths_and_methods_are_answered_is_a_setting() -> None:
     with guessing(unknown_path_status=400, wrong_method_status=404) as wires:
-        assert wires.session.get(f"{wires.fake.url}/mdc/api/v1/x", timeout=10).status_code == 400
-        assert wires.session.patch(f"{wires.fake.url}/mdc/api/v1/regions", timeout=10).status_code == 404
-        assert wires.session.head(f"{wires.fake.url}/mdc/api/v1/regions", timeout=10).status_code == 404
+        assert wires.session.get(f"{wires.fake.url}/mdc/api/v1/x", timeout=60).status_code == 400
+        assert wires.session.patch(f"{wires.fake.url}/mdc/api/v1/regions", timeout=60).status_code == 404
+        assert wires.session.head(f"{wires.fake.url}/mdc/api/v1/regions", timeout=60).status_code == 404
 
 
 def test_unknown_fields_are_ignored_unless_told_otherwise(wires: Wires) -> None:
@@ -286,7 +286,7 @@ def test_autodls_codes_and_status_are_settings() -> None:
         assert wires.autodl("DELETE", "/deployment", {"deployment_uuid": "x"})["code"] == "not_found"
         assert wires.autodl("POST", "/deployment", job(gpu_name_set=["Abacus"]))["code"] == "no_stock"
     with guessing(autodl_error_status=403) as wires:
-        reply = wires.session.get(f"{wires.fake.url}/api/v1/dev/deployment/blacklist", timeout=10)
+        reply = wires.session.get(f"{wires.fake.url}/api/v1/dev/deployment/blacklist", timeout=60)
         assert (reply.status_code, reply.json()["code"]) == (403, "AuthorizeFailed")
 
 

@@ -121,7 +121,7 @@ def test_machines_with_real_ssh_side_by_side_answer_with_their_own_name(real: Wi
 
             def connected() -> bool:
                 try:
-                    client.connect("127.0.0.1", port, "root", ssh["sshPassword"], timeout=20, look_for_keys=False)
+                    client.connect("127.0.0.1", port, "root", ssh["sshPassword"], timeout=60, look_for_keys=False)
                 except (OSError, paramiko.SSHException):
                     return False
                 return True
@@ -172,7 +172,7 @@ def test_a_machine_can_neither_look_out_nor_reach_out_nor_outlive_its_release(re
 def test_no_other_web_page_may_read_an_answer(wires: Wires, path: str) -> None:
     foreign = {"Origin": "http://evil.example", "Access-Control-Request-Method": "GET"}
     for method in ("OPTIONS", "GET", "POST"):
-        reply = requests.request(method, f"{wires.fake.url}{path}", headers=foreign, timeout=10)
+        reply = requests.request(method, f"{wires.fake.url}{path}", headers=foreign, timeout=60)
         assert not [name for name in reply.headers if name.lower().startswith("access-control")]
         assert method == "OPTIONS" or not reply.ok or reply.json()["code"] == "AuthorizeFailed"
 

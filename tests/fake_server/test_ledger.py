@@ -98,8 +98,8 @@ def test_calls_are_logged_in_order_with_how_they_were_answered(wires: Wires) -> 
     wires.control("POST", "faults", {"endpoint": "autodl.gpu_stock", "kind": "error_500"})
     wires.matrixdc("POST", INSTANCES, instance(displayName=""), status=400)
     wires.autodl("POST", "/deployment/list", {"page_index": "x", "page_size": 1})
-    wires.session.post(f"{wires.fake.url}/api/v1/dev/machine/region/gpu_stock", json={}, timeout=10)
-    wires.session.get(f"{wires.fake.url}/mdc/api/v1/users?page=2", timeout=10)
+    wires.session.post(f"{wires.fake.url}/api/v1/dev/machine/region/gpu_stock", json={}, timeout=60)
+    wires.session.get(f"{wires.fake.url}/mdc/api/v1/users?page=2", timeout=60)
     log = wires.control("GET", "calls")
     seen = [(call["endpoint"], call["method"], call["status"], call["code"], call["fault"]) for call in log["calls"]]
     assert log["total"] == 4
@@ -118,7 +118,7 @@ def test_calls_are_logged_in_order_with_how_they_were_answered(wires: Wires) -> 
 def test_no_secret_is_in_the_log_of_calls(wires: Wires) -> None:
     wires.deploy(job(cmd="HF_TOKEN=hf-canary run --password=canary-2"))
     wires.matrixdc("POST", INSTANCES, {"api_key": "canary-3", "deep": [{"secret": "canary-4"}]}, status=400)
-    wires.session.get(f"{wires.fake.matrixdc_url}/regions?x={wires.fake.token}", timeout=10)
+    wires.session.get(f"{wires.fake.matrixdc_url}/regions?x={wires.fake.token}", timeout=60)
     text = json.dumps(wires.control("GET", "calls"))
     assert "canary" not in text
     assert wires.fake.token not in text

@@ -20,14 +20,14 @@ def ssh(command: str, password: str) -> Iterator[paramiko.SSHClient]:
     eventually(lambda: _answers(host, port))
     client = paramiko.SSHClient()
     client.set_missing_host_key_policy(paramiko.AutoAddPolicy())
-    client.connect(host, port, user, password, look_for_keys=False, allow_agent=False, timeout=20)
+    client.connect(host, port, user, password, look_for_keys=False, allow_agent=False, timeout=60)
     with client:
         yield client
 
 
 def _answers(host: str, port: int) -> bool:
     try:
-        with socket.create_connection((host, port), timeout=5) as connection:
+        with socket.create_connection((host, port), timeout=60) as connection:
             return connection.recv(4) == b"SSH-"
     except OSError:
         return False

@@ -381,7 +381,7 @@ def test_unknown_clusters_and_instances_are_not_found(wires: Wires) -> None:
 
 def test_a_body_that_is_no_json_is_a_bad_request(wires: Wires) -> None:
     headers = {"Authorization": f"bearer {wires.fake.token}", "namespace": wires.fake.namespace}
-    reply = requests.post(f"{wires.fake.matrixdc_url}{INSTANCES}", data=b"{", headers=headers, timeout=10)
+    reply = requests.post(f"{wires.fake.matrixdc_url}{INSTANCES}", data=b"{", headers=headers, timeout=60)
     assert reply.status_code == 400
 
 

@@ -14,7 +14,7 @@ from tests.fake_server.wires import INSTANCES, Wires, eventually, job
 
 
 def form_token(wires: Wires) -> str:
-    found = re.search(r'name="token" value="([0-9a-f]{64})"', wires.session.get(wires.fake.url, timeout=10).text)
+    found = re.search(r'name="token" value="([0-9a-f]{64})"', wires.session.get(wires.fake.url, timeout=60).text)
     assert found
     return found[1]
 
@@ -22,24 +22,24 @@ def form_token(wires: Wires) -> str:
 def press(wires: Wires, action: str, *, headers: dict[str, str] | None = None, **fields: Any) -> requests.Response:
     given = {"token": form_token(wires), **fields}
     url = f"{wires.fake.url}/page/{action}"
-    return wires.session.post(url, data=given, headers=headers, timeout=10, allow_redirects=False)
+    return wires.session.post(url, data=given, headers=headers, timeout=60, allow_redirects=False)
 
 
 def test_the_page_loads_nothing_from_elsewhere_and_runs_no_script_of_others(wires: Wires) -> None:
-    reply = wires.session.get(wires.fake.url, timeout=10)
+    reply = wires.session.get(wires.fake.url, timeout=60)
     policy = reply.headers["Content-Security-Policy"]
     assert policy.startswith("default-src 'none';")
     assert "unsafe" not in policy
     assert "Access-Control-Allow-Origin" not in reply.headers
     assert not re.search(r"(?:src|href|action)=\"(?!/|data:)", reply.text)
     for file in re.findall(r"(?:src|href)=\"(/[^\"]+)\"", reply.text):
-        assert wires.session.get(wires.fake.url + file, timeout=10).status_code == 200
+        assert wires.session.get(wires.fake.url + file, timeout=60).status_code == 200
 
 
 def test_what_others_write_is_escaped(wires: Wires) -> None:
     wires.rent(displayName='"><script>x</script>')
-    wires.session.get(f"{wires.fake.url}/api/v1/dev/<script>y</script>", timeout=10)
-    text = wires.session.get(wires.fake.url, timeout=10).text
+    wires.session.get(f"{wires.fake.url}/api/v1/dev/<script>y</script>", timeout=60)
+    text = wires.session.get(wires.fake.url, timeout=60).text
     assert "&lt;script&gt;x" in text
     assert "<script>x" not in text
     assert "<script>y" not in text
@@ -53,7 +53,7 @@ def test_no_password_and_no_token_is_on_the_page(wires: Wires) -> None:
         wires.running(uuid)[0]["info"]["root_password"],
         wires.boxed(name, "Running")["servers"]["SSH"]["sshPassword"],
     ]
-    text = wires.session.get(wires.fake.url, timeout=10).text
+    text = wires.session.get(wires.fake.url, timeout=60).text
     assert uuid in text
     for secret in [*secrets, wires.fake.token, wires.fake.control_token]:
         assert secret
@@ -88,9 +88,9 @@ def test_a_form_without_the_pages_token_does_nothing(wires: Wires) -> None:
 def test_a_look_changes_nothing(wires: Wires) -> None:
     wires.rent()
     before = wires.control("GET", "state"), wires.truth()
-    wires.session.get(wires.fake.url, timeout=10)
+    wires.session.get(wires.fake.url, timeout=60)
     assert (wires.control("GET", "state"), wires.truth()) == before
-    assert wires.session.get(f"{wires.fake.url}/page/reset", timeout=10).status_code == 405
+    assert wires.session.get(f"{wires.fake.url}/page/reset", timeout=60).status_code == 405
 
 
 def test_the_clock_is_moved_and_a_wrong_order_told(wires: Wires) -> None:
@@ -130,13 +130,13 @@ def test_with_a_control_token_of_its_own_the_page_shows_nothing_until_it_is_type
         wires = Wires(fake)
         with wires.session:
             wires.rent(displayName="gj-mia-7f3a")
-            assert "gj-mia-7f3a" not in wires.session.get(fake.url, timeout=10).text
+            assert "gj-mia-7f3a" not in wires.session.get(fake.url, timeout=60).text
             assert press(wires, "reset").status_code == 403
             assert press(wires, "enter", control_token="guess").status_code == 403
             assert press(wires, "enter", control_token="my own", headers={"Origin": "http://a.b"}).status_code == 403
             entered = press(wires, "enter", control_token="my own")
             assert entered.status_code == 303
             assert {"HttpOnly", "SameSite=Strict"} <= set(entered.headers["Set-Cookie"].split("; "))
-            assert "gj-mia-7f3a" in wires.session.get(fake.url, timeout=10).text
+            assert "gj-mia-7f3a" in wires.session.get(fake.url, timeout=60).text
             assert press(wires, "reset").status_code == 303
             assert wires.matrixdc("GET", INSTANCES)["totalCount"] == 0

@@ -26,7 +26,7 @@ def session(wires: Wires) -> None:
     wires.boxed(box, "Running")
     wires.control("POST", "faults", {"endpoint": "matrixdc.get_instance", "kind": "error_500"})
     url = f"{wires.fake.matrixdc_url}{INSTANCES}/{box}"
-    assert requests.get(url, headers=given(wires.fake), timeout=10).status_code == 500
+    assert requests.get(url, headers=given(wires.fake), timeout=60).status_code == 500
     wires.data("DELETE", "/deployment", {"deployment_uuid": uuid})
     wires.matrixdc("DELETE", f"{INSTANCES}?name={box}")
     eventually(lambda: wires.boxes() == [] and wires.deployments() == [])
@@ -148,7 +148,7 @@ def test_the_command_line_takes_a_file_to_record_to(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         url = process.stdout.readline().split()[-1]
-        requests.get(f"{url}/mdc/api/v1/regions", headers={"Authorization": "bearer no"}, timeout=10)
+        requests.get(f"{url}/mdc/api/v1/regions", headers={"Authorization": "bearer no"}, timeout=60)
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
     assert [(call["path"], call["status"]) for call in read(file)] == [("/mdc/api/v1/regions", 401)]

@@ -45,21 +45,21 @@ def quiet_fake(**options: Any) -> FakeServer:
 def test_the_control_room_is_closed_without_its_header(
     wires: Wires, method: str, path: str, headers: dict[str, str]
 ) -> None:
-    reply = requests.request(method, f"{wires.fake.url}/_fake/{path}", headers=headers, timeout=10)
+    reply = requests.request(method, f"{wires.fake.url}/_fake/{path}", headers=headers, timeout=60)
     assert reply.status_code == 403
     assert set(reply.json()) == {"message"}
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "localhost:80", "[::1]:9", "LOCALHOST"])
 def test_loopback_names_are_answered(wires: Wires, host: str) -> None:
-    assert requests.get(f"{wires.fake.url}/_fake/state", headers={**CONTROL, "Host": host}, timeout=10).ok
+    assert requests.get(f"{wires.fake.url}/_fake/state", headers={**CONTROL, "Host": host}, timeout=60).ok
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil:80", "[::1", ""])
 @pytest.mark.parametrize("path", ["/_fake/state", "/mdc/api/v1/regions", "/api/v1/dev/deployment/blacklist"])
 def test_foreign_host_names_are_refused(wires: Wires, host: str, path: str) -> None:
     headers = {**CONTROL, "Authorization": "fake-token", "Host": host}
-    assert requests.get(f"{wires.fake.url}{path}", headers=headers, timeout=10).status_code == 403
+    assert requests.get(f"{wires.fake.url}{path}", headers=headers, timeout=60).status_code == 403
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "example.org"])
@@ -69,7 +69,7 @@ def test_only_loopback_is_listened_on(host: str) -> None:
 
 
 def test_connections_stay_open_between_calls(wires: Wires) -> None:
-    connection = http.client.HTTPConnection(wires.fake.url.removeprefix("http://"), timeout=10)
+    connection = http.client.HTTPConnection(wires.fake.url.removeprefix("http://"), timeout=60)
     ports = set()
     for path in ("/mdc/api/v1/regions", "/nothing", "/_fake/state"):
         connection.request("GET", path, headers=CONTROL)
@@ -84,7 +84,7 @@ def test_connections_stay_open_between_calls(wires: Wires) -> None:
 def test_a_body_of_unknown_length_or_too_long_is_refused(wires: Wires) -> None:
     address = wires.fake.url.removeprefix("http://")
     for headers, status in (({"Transfer-Encoding": "chunked"}, 411), ({"Content-Length": str(2**21)}, 413)):
-        connection = http.client.HTTPConnection(address, timeout=10)
+        connection = http.client.HTTPConnection(address, timeout=60)
         connection.putrequest("POST", "/api/v1/dev/deployment")
         for key, value in headers.items():
             connection.putheader(key, value)
@@ -179,8 +179,8 @@ def test_credentials_can_be_chosen_and_env_hands_them_on() -> None:
             "MATRIXDC_API_URL": f"{fake.url}/mdc/api/v1",
         }
         headers = {"Authorization": "bearer t-1", "namespace": "n-1"}
-        assert requests.get(f"{env['MATRIXDC_API_URL']}/regions", headers=headers, timeout=10).ok
-        assert requests.get(f"{fake.url}/_fake/state", headers={"X-Fake-Control": "c-1"}, timeout=10).ok
+        assert requests.get(f"{env['MATRIXDC_API_URL']}/regions", headers=headers, timeout=60).ok
+        assert requests.get(f"{fake.url}/_fake/state", headers={"X-Fake-Control": "c-1"}, timeout=60).ok
 
 
 def test_a_given_state_folder_is_private_and_stays(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_the_end_leaves_no_thread_even_with_a_connection_held_open() -> None:
         wires = Wires(fake)
         wires.boxed(wires.rent(), "Running")
         assert fake_threads()
-    eventually(lambda: not fake_threads(), within_s=5)
+    eventually(lambda: not fake_threads(), within_s=60)
     wires.session.close()
 
 
@@ -264,7 +264,7 @@ def test_the_first_line_says_it_is_ready_and_a_signal_ends_it_and_its_machines(
 
 def answers(port: int) -> bool:
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
             return connection.recv(4) == b"SSH-"
     except OSError:
         return False
@@ -284,10 +284,10 @@ raise SystemExit(door.main(["--port", "0"]))
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root
     ) as started:
         url = first_line(started).split()[-1]
-        state = requests.get(f"{url}/_fake/state", headers=CONTROL, timeout=10).json()
+        state = requests.get(f"{url}/_fake/state", headers=CONTROL, timeout=60).json()
         assert (state["isolation"], state["safe"]) == ("none", False)
         started.terminate()
-        _, said = started.communicate(timeout=10)
+        _, said = started.communicate(timeout=60)
     assert "WARNING: no isolation here" in said.splitlines()[0]
     assert "UNSAFE" in said.splitlines()[0]
 

@@ -143,7 +143,7 @@ class Customer(RuleBasedStateMachine):
             state = self.wires.control("GET", "state")
             return sum(self._gpus(state["stock"]).values()) + self._held() == self.total
 
-        eventually(balanced, within_s=5)
+        eventually(balanced, within_s=60)
 
     def _held(self) -> int:
         """GPUs that the API shows as held: containers that have not ended, instances that are not shut down."""
@@ -160,7 +160,7 @@ class Customer(RuleBasedStateMachine):
             listed = {each["uuid"] for row in self.wires.deployments() for each in self._containers(row["uuid"])}
             return alive == listed | set(self.wires.boxes())
 
-        eventually(agreed, within_s=5)
+        eventually(agreed, within_s=60)
 
     def _containers(self, uuid: str) -> list[dict[str, Any]]:
         asked = {"deployment_uuid": uuid, "page_index": 1, "page_size": 100}
@@ -199,7 +199,7 @@ class Customer(RuleBasedStateMachine):
         if "/mdc/" in url:
             headers = {"Authorization": f"bearer {self.fake.token}", "namespace": self.fake.namespace}
         try:
-            return self.wires.session.request(method, url, json=body, headers=headers, timeout=10)
+            return self.wires.session.request(method, url, json=body, headers=headers, timeout=60)
         except requests.ConnectionError:
             return None
 

@@ -15,7 +15,7 @@ INSTANCES = "/clusters/host-cluster/instances"
 Found = TypeVar("Found")
 
 
-def eventually(look: Callable[[], Found], *, within_s: float = 20.0) -> Found:
+def eventually(look: Callable[[], Found], *, within_s: float = 60.0) -> Found:
     """Return what look returns once it is true; the world's work is done by its own threads."""
     deadline = time.monotonic() + within_s
     while not (found := look()):

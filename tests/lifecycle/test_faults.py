@@ -1,5 +1,7 @@
 """A fault at any single API call: the run ends well or with a clear error, and nothing stays rented."""
 
+from dataclasses import replace
+
 import pytest
 
 from gpujobs.host import Host
@@ -42,8 +44,9 @@ def test_one_fault_leaves_nothing_rented_and_nothing_run_twice(
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_create_that_acts_late_is_found_and_released(backend: str, host: Host, control: Control) -> None:
     create = {"autodl": "create_deployment", "matrixdc": "create_instance"}[backend]
-    control.fault(f"{backend}.{create}", "late_act", seconds=2.5)  # past the settling window of 2 s
-    outcome = run(host, recipe_for(backend, run="sleep 3; echo done"))
+    host.timing = replace(host.timing, settle_s=0.2)
+    control.fault(f"{backend}.{create}", "late_act", seconds=4)  # long past the settling window
+    outcome = run(host, recipe_for(backend, run="sleep 5; echo done"))
     assert outcome.exit_code == 0
     assert (len(control.machines()), control.left()) == (2, [])
 

@@ -10,6 +10,7 @@ import requests
 
 from gpujobs import controller, prefect_api
 from gpujobs.controller import Controller
+from gpujobs.errors import Unavailable
 from gpujobs.ledger import Ledger
 from gpujobs.ledger_rows import Run
 from gpujobs.settings import Settings
@@ -42,10 +43,16 @@ class Desk:
     def state(self, flow_run_id: str, wanted: set[str], *, within_s: float = 60) -> tuple[str, str, str]:
         """Wait until the flow run is in one of the `wanted` types of state."""
         deadline = time.monotonic() + within_s
-        while (state := prefect_api.flow_run_state(self.api, flow_run_id))[0] not in wanted:
+        while (state := self._state(flow_run_id))[0] not in wanted:
             assert time.monotonic() < deadline, f"still {state}"
             time.sleep(0.1)
         return state
+
+    def _state(self, flow_run_id: str) -> tuple[str, str, str]:
+        try:
+            return prefect_api.flow_run_state(self.api, flow_run_id)
+        except Unavailable as error:  # a server whose database stands still on a busy machine answers later
+            return ("", "", str(error))
 
     def run(self, run_id: str) -> Run:
         """The run as the ledger has it."""
@@ -60,11 +67,11 @@ class Desk:
             time.sleep(0.05)
 
     def _send(self, method: str, path: str, body: Any) -> requests.Response:
-        return requests.request(method, self.api + path, json=body, timeout=30)
+        return requests.request(method, self.api + path, json=body, timeout=60)
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """Ask the Prefect server itself; again while it is too busy, as Prefect's own client does."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while (reply := self._send(method, path, body)).status_code == 503 and time.monotonic() < deadline:
             time.sleep(0.2)
         reply.raise_for_status()
@@ -76,7 +83,7 @@ class Desk:
         found = self.ask("POST", "/task_runs/filter", body)
         return [(task["name"], task["state_name"]) for task in sorted(found, key=lambda task: task["start_time"])]
 
-    def logged(self, flow_run_id: str, text: str, *, within_s: float = 20) -> None:
+    def logged(self, flow_run_id: str, text: str, *, within_s: float = 60.0) -> None:
         """Wait until the flow run's log in Prefect holds `text`, once."""
         deadline = time.monotonic() + within_s
         while (count := "\n".join(prefect_api.logs(self.api, flow_run_id)).count(text)) == 0:
@@ -84,10 +91,11 @@ class Desk:
             time.sleep(0.2)
         assert count == 1
 
-    def create(self, recipe: Any, *, deployment: str = prefect_api.DEPLOYMENT) -> str:
+    def create(self, recipe: Any, *, deployment: str = prefect_api.DEPLOYMENT, **more: Any) -> str:
         """Create a flow run with these parameters, whatever they are, as the UI's form would; give its id."""
+        until(lambda: self.deployments(deployment.rpartition("/")[2]), within_s=60)  # a host makes them as it starts
         found = self.ask("GET", f"/deployments/name/{deployment}")
-        body = {"parameters": {"recipe": recipe}}
+        body = {"parameters": {"recipe": recipe}, **more}
         return str(self.ask("POST", f"/deployments/{found['id']}/create_flow_run", body)["id"])
 
     def deployments(self, name: str) -> Sequence[Any]:
@@ -114,8 +122,17 @@ def until(done: Callable[[], object], *, within_s: float = 30) -> None:
 
 
 def starts_and_left(truth: Control, run_id: str) -> tuple[int, Sequence[str]]:
-    """How often the run's command was started, by the cloud's own ledger, and which machines of it are still there."""
-    machines = [machine for machine in truth.machines() if f"-{run_id}-" in machine["name"]]
+    """How often the run's command was started, by the cloud's own ledger, and which machines of it are still there.
+
+    The providers get some seconds to shut down what they were told to.
+    """
+    deadline = time.monotonic() + 5
+    while True:
+        machines = [machine for machine in truth.machines() if f"-{run_id}-" in machine["name"]]
+        left = [machine["name"] for machine in machines if machine["gone_at"] is None]
+        if not left or time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
     commands = [command for machine in machines for command in machine["commands"]]
     begun = [command for command in commands if command["command"].endswith(STARTS) and command["exit_code"] == 0]
-    return len(begun), [name for name in truth.left() if f"-{run_id}-" in name]
+    return len(begun), left

@@ -22,7 +22,7 @@ FLOW_RUN_ID = str(uuid.UUID(int=7))
 
 def driver_on(host: Host, stop: StopToken, *, resumes: bool = False) -> Driver:
     log = RunLog(logging.getLogger("run"), where="")
-    return Driver(Seat(host=host, stop=stop, resumes=resumes), run_id_of(FLOW_RUN_ID), log)
+    return Driver(Seat(host=host, stop=stop, resumes=resumes), run_id_of(FLOW_RUN_ID), log, reporter=log)
 
 
 def test_cancelled_coroutine_stops_the_run_and_still_sees_its_work_end(host: Host) -> None:

@@ -14,8 +14,6 @@ from gpujobs.prefect_api import run_id_of
 from tests.cloud import Control, recipe_for
 from tests.prefect.desk import Desk, starts_and_left, until
 
-pytestmark = pytest.mark.timeout(300)  # servers start in these, and a busy machine takes its time
-
 FLOWS = Path(__file__).parents[2] / "flows"
 RECIPE = recipe_for("autodl", run="echo begun", max_duration="10m").model_dump(mode="json", exclude_unset=True)
 ENDLESS = {**RECIPE, "run": "echo begun; exec sleep 600"}
@@ -52,6 +50,18 @@ def test_deployed_reaper_leaves_a_living_run_alone(desk: Desk, truth: Control) -
     prefect_api.cancel(desk.api, flow_run_id)
     assert desk.ended(flow_run_id)[0] == "CANCELLED"
     assert starts_and_left(truth, run_id) == (1, [])
+
+
+@pytest.mark.usefixtures("deployed")
+def test_deployed_nightly_flow_has_its_schedule_and_trains(desk: Desk, truth: Control) -> None:
+    nightly = desk.ask("GET", "/deployments/name/run-recipe/nightly-digits")
+    [schedule] = nightly["schedules"]
+    assert schedule["schedule"] == {"cron": "0 2 * * *", "timezone": "Asia/Shanghai", "day_or": True}
+    made = desk.ask("POST", f"/deployments/{nightly['id']}/create_flow_run", {"parameters": {"epochs": 1}})
+    assert desk.ended(made["id"], within_s=100)[0] == "COMPLETED"
+    assert desk.ask("GET", f"/flow_runs/{made['id']}")["name"] == "nightly-digits-lr0.02"
+    assert desk.run(run_id_of(made["id"])).name == "nightly-digits"
+    assert starts_and_left(truth, run_id_of(made["id"])) == (1, [])
 
 
 @pytest.fixture(scope="module")

