@@ -115,7 +115,8 @@ class Driver:
     def __init__(self, seat: Seat, run_id: str, log: RunLog, *, reporter: Reporter) -> None:
         """Take where to run, what, and where to tell of it: `reporter` passes on to `log`."""
         self._host, self._stop, self._run_id, self._log = seat.host, seat.stop, run_id, log
-        self._reporter, self._resumes, self._told_stop = reporter, seat.resumes, False
+        self._reporter, self._told_stop = reporter, False
+        self._resumes = self._unended = seat.resumes
         self._drained_at: float | None = None  # when a cancelled run must have ended
 
     async def run(self, recipe: Recipe, flow_run_id: str) -> State[Any]:
@@ -124,6 +125,7 @@ class Driver:
             known: Run = await self._in_thread(lambda: self._open(recipe, flow_run_id))
             if self._resumes and known.state in ENDED:
                 return end_state(known.state, known.error, known.cost_cny)
+            self._unended = known.state not in ENDED  # if it ends before we claim it, another host has run it
             outcome = await self.drive()
         except errors.LetGo as error:
             raise Abort(str(error)) from error
@@ -144,7 +146,7 @@ class Driver:
     async def drive(self) -> Outcome:
         """Take the run's steps one by one, each as a Prefect task; raises Busy where another process drives it."""
         life = lifecycle.steps(
-            self._host, self._run_id, stop=self._stop, reporter=self._reporter, unended=self._resumes
+            self._host, self._run_id, stop=self._stop, reporter=self._reporter, unended=self._unended
         )
         flusher = asyncio.ensure_future(self._flush())
         error: Exception | None = None
