@@ -75,7 +75,7 @@ class Pages:
         deadline = time.monotonic() + SEEN_MS / 1000
         while True:
             with self.page.expect_response(
-                lambda reply: path in reply.url and reply.request.method == "POST", timeout=SEEN_MS
+                lambda reply: path in reply.url and reply.request.method != "GET", timeout=SEEN_MS
             ) as found:
                 press()
             if found.value.status != 503 or time.monotonic() > deadline:
