@@ -3,6 +3,7 @@
 import logging
 import posixpath
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from gpujobs.plan import price_bound
 from gpujobs.renting import Job
 from gpujobs.runner import ExitRecord, Runner, RunSpec
 from gpujobs.shell import Shell
+from gpujobs.store_folder import growing
 from gpujobs.transfer import pull, push_file, push_folder
 
 _log = logging.getLogger(__name__)
@@ -96,7 +98,7 @@ class Attempt:
             self._line.insist(partial(self._push_mount, Path(source), remote))
 
     def _push_mount(self, local: Path, remote: str, shell: Shell) -> None:
-        progress = self._progress(f"uploading {local.name}")
+        progress, remote = self._progress(f"uploading {local.name}"), posixpath.join(self._runner(shell).work, remote)
         if local.is_dir():
             push_folder(shell, local, remote, progress=progress, stop=self._line.stop)
         else:
@@ -146,11 +148,17 @@ class Attempt:
         over = OverLimit(
             f"the work was still running {limit_s:.0f} s after its start, past max_duration; it was stopped"
         )
-        with self._line.bounded(limit_s, lambda: self._line.stop.stop(over)):
+        with self._line.bounded(limit_s, lambda: self._line.stop.stop(over)), self._log_in_store():
             self._line.insist(self._start)
             self._line.insist(self._follow)
         self._check_log()
         self._judge()
+
+    def _log_in_store(self) -> AbstractContextManager[None]:
+        host, number = self.job.host, int(self.name.rpartition("-")[2])
+        if host.store is None:
+            return nullcontext()
+        return growing(host.store, self.job.run.id, number, self.job.folder.log, clock=host.clock)
 
     def _start(self, shell: Shell) -> None:
         runner = self._runner(shell)

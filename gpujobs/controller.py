@@ -92,7 +92,7 @@ def check_environment(settings: Settings, names: Sequence[str]) -> None:
 
     Args:
         settings: whose controller.
-        names: of the secrets that a recipe wants.
+        names: of the variables whose values a recipe wants.
     """
     found = status(settings)
     if found is None or not found.worker_alive:
@@ -141,23 +141,36 @@ def _start_server(settings: Settings) -> tuple[str, tuple[int, str]]:
     """Start Prefect's server as its own `prefect server start --background` does, without the command's imports."""
     lay_out(private_folder(settings.home / "prefect") / "prefect.db")
     port = _free_port()
-    origin = f"http://127.0.0.1:{port}"
-    environment = {
-        **_without_prefect(settings),
+    environment = {**_without_prefect(settings), **server_settings(port)}
+    for name in _account_names("TOKEN"):
+        environment.pop(name, None)  # the server needs no cloud's token
+    return f"http://127.0.0.1:{port}/api", _spawn(settings, "server", server_command(port), environment)
+
+
+def server_command(port: int) -> Sequence[str]:
+    """Give the arguments of Python that start our own Prefect server."""
+    options = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "warning", "--header", _NO_STRANGERS]
+    return ["-m", "uvicorn", "--factory", "gpujobs.prefect_server:create_app", *options]
+
+
+def server_settings(port: int) -> Mapping[str, str]:
+    """Give the variables that our own Prefect server is started with."""
+    return {
         "PREFECT__SERVER_FINAL": "1",
         "PREFECT_SERVER_API_HOST": "127.0.0.1",
         "PREFECT_SERVER_API_PORT": str(port),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        # leases outlive this process, and so do the places that they hold: those are in the database
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        # tasks are written together, not each of a run's 21 states alone: SQLite has one writer at a time
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "50",
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "0.5",
         # no other site that is open in the user's browser may talk to it
-        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"{origin},http://localhost:{port}",
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port},http://localhost:{port}",
     }
-    for name in _account_names("TOKEN"):
-        environment.pop(name, None)  # the server needs no cloud's token
-    command = ["-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
-    options = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "warning", "--header", _NO_STRANGERS]
-    return f"{origin}/api", _spawn(settings, "server", [*command, *options], environment)
 
 
 def _start_worker(settings: Settings, url: str, *, own: bool) -> tuple[int, str]:

@@ -17,6 +17,10 @@ GpujobsError
 ├── TransferFailed          what arrived is not what was sent                                     exit 70
 │   └── UnsafeArchive       what the machine sent must not be unpacked here                       exit 70
 ├── JobFailed               the recipe's own work failed                                          exit 1
+│   ├── RemoteError         a function raised what cannot be made again here                      exit 1
+│   ├── KilledRemotely      a function's process was ended by a signal                            exit 1
+│   │   └── OutOfMemory     … because the machine's memory was used up                            exit 1
+│   └── BadResult           what a function returned cannot come back, or is none                 exit 1
 ├── Cancelled               somebody asked to stop                                                exit 4
 ├── OverLimit               budget or time is used up                                             exit 5
 ├── MachineLost             the machine went away under the work                                  exit 6
@@ -114,6 +118,27 @@ class JobFailed(GpujobsError):
     """The recipe's own set-up or work failed."""
 
     exit_code = 1
+
+
+class RemoteError(JobFailed):
+    """A function on a machine raised what cannot be made again here; its text and traceback are all there is."""
+
+
+class KilledRemotely(JobFailed):
+    """A function's process on a machine was ended by a signal; `signal` is its number."""
+
+    def __init__(self, message: str, *, signal: int = 0) -> None:
+        """Keep the signal's number."""
+        super().__init__(message)
+        self.signal = signal
+
+
+class OutOfMemory(KilledRemotely):
+    """A function's process was ended because the machine's memory was used up."""
+
+
+class BadResult(JobFailed):
+    """What a function returned cannot come back by itself, or what came is no result."""
 
 
 class Cancelled(GpujobsError):

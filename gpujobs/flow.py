@@ -1,11 +1,14 @@
 """The Prefect flow `run_recipe`: the lifecycle's steps as Prefect tasks, each in a thread that a cancel wakes."""
 
 import asyncio
+import logging
+import signal
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Generator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prefect import flow, task
@@ -14,7 +17,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.exceptions import Abort, MissingContextError, PrefectSignal
-from prefect.logging import get_run_logger
+from prefect.logging import get_logger, get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
@@ -23,12 +26,14 @@ from gpujobs.clock import StopToken
 from gpujobs.deploy_guard import refusal
 from gpujobs.flow_log import RunLog
 from gpujobs.flow_page import Page
+from gpujobs.flow_told import catch_up
 from gpujobs.flow_work import Done, Work
 from gpujobs.host import Host
 from gpujobs.ledger_rows import ENDED, Run
 from gpujobs.lifecycle import Outcome, Step
 from gpujobs.models import Reporter
 from gpujobs.prefect_api import run_id_of
+from gpujobs.prefect_blocks import PrefectBlocks
 from gpujobs.recipe import Recipe
 
 DRAIN_S = 25.0  # Prefect kills a cancelled process after 30 s
@@ -41,6 +46,14 @@ class Seat:
     host: Host
     stop: StopToken
     resumes: bool = False  # a run that lost its driver is gone on with; if it is over by now, it stays so
+
+
+class _NoEcho(logging.Filter):
+    """Drops what Prefect writes into the log at the end of each phase that went well: the page shows it anyway."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        ours = getattr(record, "flow_name", "") == run_recipe.name
+        return not (ours and str(record.msg).startswith("Finished in state Completed"))
 
 
 SEAT: ContextVar[Seat | None] = ContextVar("gpujobs_seat", default=None)
@@ -64,9 +77,14 @@ async def run_recipe(recipe: Recipe) -> State[Any]:
             return state
         log = RunLog(get_run_logger(), where=str(seat.host.settings.runs / run_id / "output.log"))
         begun_before = seat.resumes or context.flow_run.run_count > 1
+        if begun_before:
+            await catch_up(log, seat.host, run_id, context.flow_run.id, context.client)
         page = Page(seat.host, run_id, context.flow_run, context.client, reporter=log, known=begun_before)
         async with page.kept():
             return await Driver(seat, run_id, log, reporter=page).run(recipe, flow_run_id)
+
+
+get_logger("prefect.task_runs").addFilter(_NoEcho())
 
 
 @asynccontextmanager
@@ -75,8 +93,29 @@ async def seated() -> AsyncIterator[Seat]:
     if seat := SEAT.get():
         yield seat
         return
-    with Host.open(settings.load()) as host:
+    found = settings.load()
+    with Host.open(replace(found, blocks=PrefectBlocks(found))) as host, _sigterm_cancels():
         yield Seat(host=host, stop=StopToken())
+
+
+@contextmanager
+def _sigterm_cancels() -> Iterator[None]:
+    """Have SIGTERM cancel this coroutine, in a process that runs one flow.
+
+    Prefect's own handler raises out of whatever the main thread does at that moment; where that is a write of
+    asyncio's, it is swallowed there, and nobody hears of the cancel.
+    """
+    task = asyncio.current_task()
+    if task is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop, before = asyncio.get_running_loop(), signal.getsignal(signal.SIGTERM)
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, before)
 
 
 class Driver:
@@ -106,7 +145,10 @@ class Driver:
 
     def _open(self, recipe: Recipe, flow_run_id: str) -> Run:
         lifecycle.open_run(self._host, recipe, run_id=self._run_id, flow_run_id=flow_run_id)
-        return self._host.ledger.get_run(self._run_id)
+        known = self._host.ledger.get_run(self._run_id)
+        if known.state in ENDED and not self._resumes:  # it is retried: that it was cancelled then says nothing of now
+            self._host.ledger.update_run(known.id, cancel_requested_at=None)
+        return known
 
     async def drive(self) -> Outcome:
         """Take the run's steps one by one, each as a Prefect task; raises Busy where another process drives it."""

@@ -17,6 +17,7 @@ from gpujobs.run_folder import RunFolder
 
 UNKNOWN = "unknown"
 _SCRIPT_CHARS = 2000
+_SMALL_CNY = 0.1
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~$])")
 _PLAIN_STEP = re.compile(
     r"(?=[A-Za-z0-9_.-]{1,24}\Z)(?![0-9a-fA-F-]{16,}\Z)"
@@ -116,6 +117,20 @@ def summary(facts: Facts) -> str:
     return f"## {_cell(run.name)}: {state}\n\n| | |\n|---|---|\n{table}\n\n{_fenced(script)}\n"
 
 
+def in_short(facts: Facts) -> str:
+    """Tell in one line what a card shows without being opened: the result, the bill, and where the machine is."""
+    told = [f"**{facts.run.state if facts.over else 'running'}**", _standing(facts)]
+    if facts.over:
+        told.insert(1, _cny(facts.cost_cny))
+    return ", ".join(part for part in told if part) + (f": {_cell(facts.run.error)}" if facts.run.error else "")
+
+
+def cost_in_short(facts: Facts) -> str:
+    """Tell in one line what the run cost, and how many attempts it took."""
+    count = len(facts.attempts)
+    return f"{_cny(facts.cost_cny)} for {count} attempt{'' if count == 1 else 's'}"
+
+
 def cost_table(facts: Facts) -> list[dict[str, Any]]:
     """Give the bill by attempt, and its sum: seconds × price; unknown is said, and never 0."""
     bills = {bill.attempt: bill for bill in facts.bills}
@@ -124,13 +139,13 @@ def cost_table(facts: Facts) -> list[dict[str, Any]]:
     seconds = None if None in known else sum(second for second in known if second is not None)
     total = {
         "attempt": "total",
-        "machine": "",
-        "where": "",
-        "GPU": "",
+        "CNY": _money(facts.cost_cny),
         "seconds": UNKNOWN if seconds is None else round(seconds),
         "CNY per hour": "",
-        "CNY": _money(facts.cost_cny),
         "result": facts.run.state,
+        "GPU": "",
+        "where": "",
+        "machine": "",
     }
     return [*rows, total]
 
@@ -225,21 +240,21 @@ def _clock(at: datetime) -> str:
 
 def _cost_row(attempt: Attempt, bill: Bill | None) -> dict[str, Any]:
     seconds = bill.seconds if bill else None
-    return {
+    return {  # the money first: a page shows some five columns
         "attempt": attempt.number,
-        "machine": attempt.name,
-        "where": f"{attempt.backend}/{attempt.region}",
-        "GPU": _offer(attempt).get("gpu", ""),
+        "CNY": _money(bill.cost_cny if bill else None),
         "seconds": UNKNOWN if seconds is None else round(seconds),
         "CNY per hour": _money(bill.price_cny_per_h if bill else None),
-        "CNY": _money(bill.cost_cny if bill else None),
         "result": attempt.error or attempt.state,
+        "GPU": _offer(attempt).get("gpu", ""),
+        "where": f"{attempt.backend}/{attempt.region}",
+        "machine": attempt.name,
     }
 
 
 def _money(amount: float | None) -> str:
-    return UNKNOWN if amount is None else f"{amount:.2f}"
+    return UNKNOWN if amount is None else f"{amount:.4f}" if 0 < amount < _SMALL_CNY else f"{amount:.2f}"
 
 
 def _cny(amount: float | None) -> str:
-    return UNKNOWN if amount is None else f"{amount:.2f} CNY"
+    return UNKNOWN if amount is None else f"{_money(amount)} CNY"

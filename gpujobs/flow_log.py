@@ -4,13 +4,16 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from gpujobs.flow_facts import amount_text
+from gpujobs.models import NAME_PATTERN
 
 QUIET_S = 1.0  # output is gathered for so long at least
 PIECE_BYTES = 64 * 1024  # … or until there is so much of it
 OUTPUT_BYTES = 8 * 1024 * 1024  # what a log takes of the job's output; the file has it all
+OUTPUT = "gpujobs.output"  # the name of records of the job's output, before .ATTEMPT.BYTES
+_NAME = re.compile(r"gpujobs\.output\.([0-9]+)\.([0-9]+)")
 _PROGRESS_S = 30.0
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])|[\x00-\x08\x0b-\x1f\x7f]")
 
@@ -26,6 +29,7 @@ class RunLog:
     def __init__(self, logger: Logger, *, where: str, now: Callable[[], float] = time.monotonic) -> None:
         """Write to `logger`; `where` names the file that holds all of the output."""
         self.logger = logger
+        self._attempt, self._upto = 0, 0  # whose output it is, and how many bytes of it are written
         self._where, self._now = where, now
         self._lock = threading.Lock()
         self._held = bytearray()
@@ -34,9 +38,12 @@ class RunLog:
         self._told: dict[str, float] = {}
 
     def phase(self, name: str, detail: str) -> None:
-        """Write that a phase begins, or has news."""
+        """Write a phase's news; that it begins, its task says."""
         self.flush(force=True)
-        self.logger.info("%s: %s", name, detail) if detail else self.logger.info("%s", name)
+        if machine := NAME_PATTERN.fullmatch(detail):
+            self._take_up(int(machine["attempt"]), 0)
+        if detail:
+            self.logger.info("%s: %s", name, detail)
 
     def progress(self, what: str, done: int, total: int | None) -> None:
         """Write how far it is, every half minute and at the end."""
@@ -45,6 +52,12 @@ class RunLog:
             return
         self._told[what] = now
         self.logger.info("%s: %s", what, amount_text(what, done, total))
+
+    def catch_up(self, attempt: int, told_bytes: int, rest: bytes) -> None:
+        """Go on with an attempt's output behind what was told of it; `rest` came since, while nobody told of it."""
+        self._take_up(attempt, told_bytes)
+        self.output(rest)
+        self.flush(force=True)
 
     def note(self, text: str) -> None:
         """Write what the user should know."""
@@ -63,6 +76,10 @@ class RunLog:
             while (force and self._held) or self._is_time():
                 self._write(self._piece(force=force))
 
+    def _take_up(self, attempt: int, upto: int) -> None:
+        if attempt != self._attempt:
+            self._attempt, self._upto, self._left_bytes = attempt, upto, OUTPUT_BYTES - upto
+
     def _is_time(self) -> bool:
         full = len(self._held) >= PIECE_BYTES
         return full or (bool(self._held) and self._now() - self._flushed_at >= QUIET_S)
@@ -78,11 +95,27 @@ class RunLog:
 
     def _write(self, piece: bytes) -> None:
         self._flushed_at = self._now()
+        self._upto += len(piece)
         if self._left_bytes <= 0:
             return
         self._left_bytes -= len(piece)
-        text = _ESCAPES.sub("", piece.decode("utf-8", errors="replace").replace("\r\n", "\n")).rstrip("\n")
-        if text.strip():
-            self.logger.info("%s", text)
+        text = _ESCAPES.sub("", piece.decode("utf-8", errors="replace").replace("\r\n", "\n")).removesuffix("\n")
+        if text.strip("\n"):
+            self._tell(text)
         if self._left_bytes <= 0:
             self.logger.warning("the job wrote more than this log takes; all of its output is in %s", self._where)
+
+    def _tell(self, text: str) -> None:
+        """Write a piece of output under a name that tells how far it goes, so that whoever resumes knows."""
+        logger, extra = self.logger, {}
+        if isinstance(logger, logging.LoggerAdapter):
+            extra, logger = dict(logger.extra or {}), logger.logger
+        name = f"{OUTPUT}.{self._attempt}.{self._upto}"
+        if logger.isEnabledFor(logging.INFO):
+            logger.handle(logger.makeRecord(name, logging.INFO, __file__, 0, text, (), None, extra=extra))
+
+
+def told_of(names: Iterable[str]) -> tuple[int, int] | None:
+    """Give the newest attempt of which output was told, and how many bytes, from the names of a log's records."""
+    found = [match for name in names if (match := _NAME.fullmatch(name))]
+    return max(((int(match[1]), int(match[2])) for match in found), default=None)

@@ -8,12 +8,14 @@ from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.utilities.context import get_task_and_flow_run_ids
 
 from gpujobs.flow_facts import amount_text
 
 QUICK_S = 2.0  # what is over by then is not shown, and no artifact is sent more often
 _SHARE = 5  # … nor before its wait has become longer by a fifth: an hour costs some 40 calls
+_NOT_FOUND = 404
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,7 +64,12 @@ class Moves:
         for move in moves:
             over = move.over
             if self._is_due(move, over=over):
-                await self._tell(move, over=over)
+                try:
+                    await self._tell(move, over=over)
+                except PrefectHTTPStatusError as error:
+                    if error.response.status_code != _NOT_FOUND:
+                        raise
+                    over = True  # somebody has removed it: it is shown no more
             if over:
                 with self._lock:
                     self._moves.remove(move)

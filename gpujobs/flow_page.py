@@ -17,18 +17,23 @@ from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun
 from prefect.events import emit_event
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.logging.loggers import flow_run_logger
 
 from gpujobs import flow_facts
 from gpujobs.errors import GpujobsError
 from gpujobs.flow_facts import Facts, artifact_key, read_facts
+from gpujobs.flow_log import RunLog
 from gpujobs.flow_moves import Moves
+from gpujobs.flow_told import catch_up
 from gpujobs.flow_work import Work
 from gpujobs.host import Host
 from gpujobs.models import Machine, MachineStatus, Reporter
 
 TURN_S = 1.0
-END_S = 5.0  # for telling the end, once the machine is gone
+END_S = 20.0  # for telling the end, once the machine is gone: on SQLite a call that meets another writer is sent again
 _SLOWEST_S = 30.0  # between two tries of what fails
+_NOT_FOUND = 404
 _SHOWN = ("boot", "push")  # phases at whose beginning there is something new to show: a machine, its services
 
 _log = logging.getLogger(__name__)
@@ -50,6 +55,7 @@ class Page:
         self._told: dict[str, Any] = {}
         self._ids: dict[str, UUID] | None = None  # of our artifacts by their keys; None: Prefect was not asked yet
         self._over = asyncio.Event()
+        self._labelling: asyncio.Future[None] | None = None  # kept, or it might be collected before it is done
 
     def phase(self, name: str, detail: str) -> None:
         """Send an event when a phase begins."""
@@ -111,7 +117,6 @@ class Page:
                 wait_s = min(2 * wait_s, _SLOWEST_S)
 
     async def _tell(self) -> None:
-        await self._moves.tell()
         if self._reachable:
             self._addresses = await self._in_thread(self._services)
             self._reachable = False
@@ -122,17 +127,21 @@ class Page:
             except Exception:
                 self._stale = True
                 raise
+        await self._moves.tell()
 
     async def _tell_facts(self, facts: Facts) -> None:
         name = facts.run.name
         await self._tag(facts)
-        await self._put(artifact_key(name, "summary"), "markdown", flow_facts.summary(facts), "the run in short")
+        await self._put(
+            artifact_key(name, "summary"), "markdown", flow_facts.summary(facts), flow_facts.in_short(facts)
+        )
         links = artifact_key(name, "links")
         if self._addresses or links in await self._made():
-            await self._put(links, "markdown", flow_facts.links(facts, self._addresses), "services on the machine")
+            services = flow_facts.links(facts, self._addresses)
+            await self._put(links, "markdown", services, services)
         if facts.over:
             rows = json.dumps(flow_facts.cost_table(facts), ensure_ascii=False)
-            await self._put(artifact_key(name, "cost"), "table", rows, "seconds × price, by attempt")
+            await self._put(artifact_key(name, "cost"), "table", rows, flow_facts.cost_in_short(facts))
             told = {"exit_code": facts.run.exit_code, "cost_cny": facts.cost_cny, "error": facts.run.error}
             self._emit(f"gpujobs.run.{facts.run.state}", told, facts)
 
@@ -140,8 +149,15 @@ class Page:
         tags = flow_facts.tags(facts, self._flow_run.tags)
         if self._told.get("tags") != tags:
             await self._client.update_flow_run(self._flow_run.id, tags=tags)
-            await self._client.update_flow_run_labels(self._flow_run.id, flow_facts.labels(facts))
             self._told["tags"] = tags
+            self._labelling = asyncio.ensure_future(self._label(facts))
+
+    async def _label(self, facts: Facts) -> None:
+        """Do so beside the rest: of all calls it is the one that a server on SQLite most often wants sent again."""
+        try:
+            await self._client.update_flow_run_labels(self._flow_run.id, flow_facts.labels(facts))
+        except Exception as error:  # noqa: BLE001 - the tags say the same
+            _log.info("run %s: its flow run has no labels: %s", self._run_id, error)
 
     async def _put(self, key: str, kind: str, data: str, description: str) -> None:
         """Make the artifact, or bring it up to date; nothing is sent where it says that already."""
@@ -149,8 +165,13 @@ class Page:
             return
         made = await self._made()
         if key in made:
-            await self._client.update_artifact(made[key], ArtifactUpdate(data=data, description=description))
-        else:
+            try:
+                await self._client.update_artifact(made[key], ArtifactUpdate(data=data, description=description))
+            except PrefectHTTPStatusError as error:
+                if error.response.status_code != _NOT_FOUND:
+                    raise
+                del made[key]  # somebody has removed it
+        if key not in made:
             told = ArtifactCreate(key=key, type=kind, data=data, description=description, flow_run_id=self._flow_run.id)
             made[key] = (await self._client.create_artifact(told)).id
         self._told[key] = data
@@ -210,3 +231,10 @@ class Page:
         if done.error is not None:
             raise done.error
         return done.value
+
+
+async def tell_end(host: Host, run_id: str, flow_run: FlowRun, client: PrefectClient) -> None:
+    """Bring the page of a run to its end that ended while Prefect, or its own host, was away."""
+    log = RunLog(flow_run_logger(flow_run), where=str(host.settings.runs / run_id / "output.log"))
+    await catch_up(log, host, run_id, flow_run.id, client)
+    await Page(host, run_id, flow_run, client, reporter=log, known=True).end()

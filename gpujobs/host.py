@@ -1,12 +1,13 @@
 """What many runs in one process share: settings, ledger, clock, backends, watchers, and one guard thread."""
 
+import json
 import logging
 import os
 import random
 import socket
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass
@@ -16,10 +17,13 @@ from typing import Self
 from gpujobs import backends
 from gpujobs.backends import Backend
 from gpujobs.clock import Clock, StopToken, SystemClock
-from gpujobs.errors import Busy, Cancelled, GpujobsError, LetGo
+from gpujobs.errors import BadInput, Busy, Cancelled, GpujobsError, LetGo, Unavailable
 from gpujobs.ledger import Ledger, open_ledger
+from gpujobs.ledger_rows import Run
 from gpujobs.models import Event, Machine
-from gpujobs.settings import Settings
+from gpujobs.settings import Account, Settings
+from gpujobs.slots import Slots, Unlimited
+from gpujobs.store import Store
 from gpujobs.watch import Watch, Watcher
 
 _JOIN_S = 2.0
@@ -53,14 +57,18 @@ class Host:
     ) -> None:
         """Take the parts; `open` is the usual way."""
         self.settings, self.ledger, self.clock, self.dice, self.timing = settings, ledger, clock, dice, timing
+        self.slots: Slots = Unlimited()  # whoever opens it for a team puts the team's limits here
         self.driver = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._lock = threading.Lock()
-        self._backends: dict[str, Backend] = {}
-        self._watchers: dict[str, Watcher] = {}
+        self.reaping = threading.Lock()  # one pass of the reaper at a time
+        self._credentials: Mapping[str, str] = {}
+        self._backends: dict[tuple[str, Account], Backend] = {}
+        self._watchers: dict[Backend, Watcher] = {}
         self._heard_by: dict[
             str, tuple[Ledger, str]
         ] = {}  # by the provider's id of a machine: for whom, our name of it
         self._guard = Guard(ledger, clock=clock, timing=timing)
+        self.store = Store(settings.store) if settings.store else None  # one that cannot be is refused before any rent
         self._lease: Lease | None = None  # of the run that this host was given for
 
     @classmethod
@@ -77,12 +85,46 @@ class Host:
         ledger = open_ledger(settings.database_url, clock=clock)
         return cls(settings, ledger, clock=clock, dice=dice, timing=timing or Timing())
 
+    def under(self, credentials: Mapping[str, str]) -> Self:
+        """Give this host as a run sees it whose recipe names these blocks, by backend; all else is shared."""
+        view = copy(self)
+        view._credentials = credentials  # noqa: SLF001 - it is one of us
+        return view
+
+    def of_run(self, run: Run) -> Self:
+        """Give this host under the credentials that a run's recipe names."""
+        return self.under(json.loads(run.recipe_json).get("credentials") or {})
+
+    def account(self, name: str) -> Account:
+        """Give the account with backend `name` that counts here; raises as `Settings.account` does."""
+        return self.settings.account(name, self._credentials.get(name, ""))
+
+    def usable(self) -> Sequence[str]:
+        """Name the backends that there is an account with; raises where there is none because we cannot ask."""
+        found: list[str] = []
+        trouble: GpujobsError | None = None
+        for name in backends.names():
+            try:
+                found += [name] if self.account(name).token else []
+            except Unavailable as error:
+                _log.warning("whether there is an account with %s is not known: %s", name, error)
+                trouble = error
+        if trouble is not None and not found:
+            raise trouble
+        return found
+
     def backend(self, name: str) -> Backend:
-        """Open the backend `name`, or give the one that is open; raises BadInput."""
+        """Open the backend `name`, or give the one that is open; raises BadInput, and as `account` does."""
+        if name not in backends.names():
+            raise BadInput(f"there is no backend {name}; {backends.nearest(name)}")
+        return self.backend_of(name, self.account(name))
+
+    def backend_of(self, name: str, account: Account) -> Backend:
+        """Open the backend `name` for one account, or give the one that is open; raises BadInput."""
         with self._lock:
-            if name not in self._backends:
-                self._backends[name] = backends.load(name, self.settings, clock=self.clock)
-            return self._backends[name]
+            if (name, account) not in self._backends:
+                self._backends[name, account] = backends.open_with(name, account, clock=self.clock)
+            return self._backends[name, account]
 
     @contextmanager
     def watching(self, machine: Machine) -> Iterator[Watch]:
@@ -94,9 +136,9 @@ class Host:
     def _watcher(self, name: str) -> Watcher:
         backend = self.backend(name)
         with self._lock:
-            if name not in self._watchers:
-                self._watchers[name] = Watcher(backend, clock=self.clock, dice=self.dice, on_event=self._heard)
-            return self._watchers[name]
+            if backend not in self._watchers:
+                self._watchers[backend] = Watcher(backend, clock=self.clock, dice=self.dice, on_event=self._heard)
+            return self._watchers[backend]
 
     @contextmanager
     def guarded(self, run_id: str, stop: StopToken, *, unended: bool = False) -> Iterator[Self]:

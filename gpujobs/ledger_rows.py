@@ -138,6 +138,7 @@ class RunChanges(TypedDict, total=False):
     error: str
     cost_cny: float | None
     estimate_cny: float | None
+    cancel_requested_at: datetime | None
     flow_run_id: str | None
     workdir: str
 

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from gpujobs import errors
+from gpujobs import errors, notify
 from gpujobs.attempt import WORKING, Attempt
 from gpujobs.clock import StopToken
 from gpujobs.errors import (
     BootTimeout,
     Busy,
     Cancelled,
+    Detached,
     GpujobsError,
     JobFailed,
     LetGo,
@@ -32,9 +33,9 @@ from gpujobs.ledger_rows import Attempt as AttemptRow
 from gpujobs.ledger_rows import Run
 from gpujobs.models import Reporter
 from gpujobs.news import NewsWriter
-from gpujobs.plan import Choice, make_plan
+from gpujobs.plan import Choice, check_local, make_plan
 from gpujobs.recipe import Recipe
-from gpujobs.renting import Job, rent_first, resume
+from gpujobs.renting import Job, await_slot, rent_first, resume
 from gpujobs.run_folder import RunFolder
 from gpujobs.teardown import named, release
 
@@ -126,7 +127,7 @@ def steps(host: Host, run_id: str, *, stop: StopToken, reporter: Reporter, unend
         folder = RunFolder(host.settings.runs / run_id)
         folder.make(recipe)  # another host may have opened the run
         news = NewsWriter(folder.news, reporter)
-        job = Job(host=held, run=run, recipe=recipe, stop=stop, reporter=news)
+        job = Job(host=held.under(recipe.credentials), run=run, recipe=recipe, stop=stop, reporter=news)
         return (yield from _Life(job).steps())
 
 
@@ -144,6 +145,7 @@ class _Life:
     def steps(self) -> Steps:
         job = self._job
         unfinished = [row for row in self._ledger.attempts(job.run.id) if row.ended_at is None]
+        self._check_reach(unfinished)
         try:
             self._ledger.update_run(
                 job.run.id, state="running", started_at=job.run.started_at or self._clock.now(), ended_at=None, error=""
@@ -155,9 +157,22 @@ class _Life:
                 failed = yield from self._attempts_until_one_counts()
             if any(record.id is None for record in self._ledger.machines(job.run.id)):
                 yield from self._try("release", self._sweep)
-            return self._finish(failed)
+            if job.host.settings.store and self._attempt is not None:
+                yield from self._try("store", self._store)
+            outcome = self._finish(failed)
         except LetGo as error:
             return self._outcome("running", error.exit_code, str(error))
+        if job.recipe.notify:
+            yield Step(name="notify", attempt=0, call=partial(self._notify, outcome))
+        return outcome
+
+    def _check_reach(self, unfinished: list[AttemptRow]) -> None:
+        """Let go of a run whose machine we have no credentials for now: it works on, and may be reached later."""
+        for row in unfinished:
+            try:
+                self._job.host.backend(row.backend)
+            except GpujobsError as error:
+                raise Detached(f"run {row.run_id} cannot go on here: {error}; {row.name} works on") from error
 
     def _was_never_made(self, unfinished: list[AttemptRow], failed: GpujobsError | None) -> bool:
         return bool(unfinished) and failed is None and self._attempt is None
@@ -177,7 +192,7 @@ class _Life:
                 yield self._step("plan", self._plan)
                 yield self._step("provision", self._provision)
             else:
-                yield self._step("provision", partial(self._resume, row))
+                yield self._step("provision", partial(self._resume, row), number=row.number)
                 if self._attempt is None:
                     return None
                 if row.outcome:
@@ -241,8 +256,11 @@ class _Life:
             return told
         return None
 
-    def _step(self, name: str, call: Callable[[], None]) -> Step:
-        number = int(self._attempt.name.rpartition("-")[2]) if self._attempt else 0
+    def _step(self, name: str, call: Callable[[], None], *, number: int | None = None) -> Step:
+        if self._attempt:
+            number = int(self._attempt.name.rpartition("-")[2])
+        elif number is None:
+            number = 1 + max((row.number for row in self._ledger.attempts(self._job.run.id)), default=0)
         return Step(name=name, attempt=number, call=partial(self._in_phase, name, call))
 
     def _in_phase(self, name: str, call: Callable[[], None]) -> None:
@@ -256,6 +274,7 @@ class _Life:
     def _plan(self) -> None:
         """Find offers; where the recipe allows to wait for a free card, wait."""
         job, started = self._job, self._clock.monotonic()
+        check_local(job.host, job.recipe)
         while True:
             try:
                 job.stop.raise_if_stopped()
@@ -275,6 +294,8 @@ class _Life:
 
     def _provision(self) -> None:
         self._tries += 1
+        if await_slot(self._job, self._choices):
+            self._plan()  # what was free when the wait began may be so no longer
         machine = rent_first(self._job, self._choices)
         self._attempt = Attempt(self._job, machine)
         self._in_phase("provision", lambda: None)
@@ -317,12 +338,23 @@ class _Life:
                     self._ledger.record_created(record.name, late.id, region=late.region, created_at=late.created_at)
                     release(self._job.host, backend, late, within_s=self._job.host.timing.release_s)
 
+    def _store(self) -> None:
+        """Put logs and outputs where every host finds them, unless they are on the disk of a host that died."""
+        job, store = self._job, self._job.host.store
+        last = self._ledger.attempts(job.run.id)[-1]
+        if last.log_sha256 and last.log_sha256 != job.folder.log_sha256():
+            job.reporter.note("logs and outputs are on the host that pulled them, and not in the store")
+        elif store is not None:
+            store.put_run(job.run.id, job.folder.path)
+
     def _finish(self, failed: GpujobsError | None) -> Outcome:
         cancelled = self._job.stop.error
         if failed is None and isinstance(cancelled, Cancelled):
             failed = Cancelled(f"{cancelled}, when its work had succeeded and its outputs were here")
         state = "succeeded" if failed is None else "cancelled" if isinstance(failed, Cancelled) else "failed"
         outcome = self._outcome(state, failed.exit_code if failed else 0, str(failed or ""))
+        if not outcome.machines_alive:
+            self._job.host.slots.give_back(self._job.run.id)
         self._ledger.update_run(
             self._job.run.id,
             state=state,
@@ -334,6 +366,19 @@ class _Life:
             cost_cny=outcome.cost_cny,
         )
         return outcome
+
+    def _notify(self, outcome: Outcome) -> None:
+        """Tell those whom the recipe names; whatever comes of it, the run has ended as it has."""
+        job, names = self._job, self._job.recipe.notify
+        job.reporter.phase("notify", ", ".join(names))
+        try:
+            run, alive = self._ledger.get_run(job.run.id), outcome.machines_alive
+            told = notify.end_message(run, outputs=outcome.outputs, log=outcome.log, machines_alive=alive)
+            troubles = notify.send(job.host.settings, names, told)
+        except GpujobsError as error:
+            troubles = [f"{', '.join(names)} not told: {error}"]
+        for trouble in troubles:
+            job.reporter.note(trouble)
 
     def _outcome(self, state: str, exit_code: int, error: str) -> Outcome:
         job = self._job

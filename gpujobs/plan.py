@@ -1,6 +1,6 @@
 """What a recipe would rent, where and at what price; nothing here rents."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +48,8 @@ def check_local(host: Host, recipe: Recipe) -> None:
         raise BadInput(f"workdir: {recipe.workdir} is a file; name its folder")
     for name in recipe.secrets:
         host.settings.secret(name)
+    for name in recipe.notify:
+        host.settings.notice_url(name)
 
 
 def make_plan(host: Host, recipe: Recipe) -> Plan:
@@ -65,6 +67,7 @@ def make_plan(host: Host, recipe: Recipe) -> Plan:
     warnings: list[str] = []
     errors: list[BadInput | ProviderError] = []
     asked = 0
+    host = host.under(recipe.credentials)
     for name in _allowed(host, recipe):
         try:
             backend = host.backend(name)
@@ -90,17 +93,21 @@ def price_bound(recipe: Recipe, price_cny_per_h: float | None) -> float | None:
 
 
 def _allowed(host: Host, recipe: Recipe) -> Sequence[str]:
+    _check_names("credentials", recipe.credentials)
     if recipe.resources.infra:
         wanted = list(dict.fromkeys(place.partition("/")[0] for place in recipe.resources.infra))
-        for name in wanted:
-            if name not in backends.names():
-                raise BadInput(f"resources.infra: there is no backend {name}; {backends.nearest(name)}")
+        _check_names("resources.infra", wanted)
         return wanted
-    found = [name for name in backends.names() if host.settings.account(name).token]
-    if not found:
+    if not (found := host.usable()):
         tokens = " or ".join(f"{name.upper()}_TOKEN" for name in backends.names())
         raise BadInput(f"no backend has a token; set {tokens}, or try without any: gpujobs submit --fake")
     return found
+
+
+def _check_names(key: str, names: Iterable[str]) -> None:
+    for name in names:
+        if name not in backends.names():
+            raise BadInput(f"{key}: there is no backend {name}; {backends.nearest(name)}")
 
 
 def _choices(ledger: Ledger, backend: Backend, recipe: Recipe) -> Sequence[Choice]:

@@ -1,6 +1,7 @@
 """What we say to a Prefect server, over its REST API; imports no Prefect, so that a command stays quick."""
 
 import base64
+import random
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -9,17 +10,20 @@ from typing import Any
 import requests
 
 from gpujobs import controller
+from gpujobs.clock import backoff
 from gpujobs.errors import BadCredentials, BadInput, GpujobsError, NotFound, Unavailable
 from gpujobs.prefect_login import login
 from gpujobs.recipe import Recipe
-from gpujobs.settings import Settings
+from gpujobs.settings import Settings, notice_variable
 
 DEPLOYMENT = "run-recipe/run-recipe"
+REAPER = "reap/reap"
 POOL = "gpujobs"  # and the type of the pool
 _TIMEOUT_S = (5.0, 30.0)
 _BUSY = {429, 503}  # SQLite under many writers
 _BUSY_S = 30.0
 _TOLD_CHARS = 300
+_DICE = random.Random()  # noqa: S311 - for jitter, not for secrets
 
 
 def api_url(settings: Settings) -> str | None:
@@ -43,12 +47,12 @@ def submit(settings: Settings, api: str, recipe: Recipe, wait_s: float = 60.0) -
     """
     mine = controller.status(settings)
     if mine and mine.url == api:
-        controller.check_environment(settings, recipe.secrets)
-    deployment_id = _deployment_id(api, time.monotonic() + wait_s)
+        controller.check_environment(settings, [*recipe.secrets, *map(notice_variable, recipe.notify)])
+    deployment = deployment_id(api, DEPLOYMENT, time.monotonic() + wait_s)
     made = ask(
         api,
         "POST",
-        f"/deployments/{deployment_id}/create_flow_run",
+        f"/deployments/{deployment}/create_flow_run",
         {
             "parameters": {"recipe": recipe.model_dump(mode="json", exclude_unset=True)},
             "tags": ["gpujobs", f"recipe:{recipe.name}"],
@@ -81,28 +85,95 @@ def logs(api: str, flow_run_id: str, offset: int = 0) -> Sequence[str]:
     return [str(line["message"]) for line in found]
 
 
+def limit_runs(api: str, limit: int, wait_s: float = 60.0) -> None:
+    """Let our pool run so many at a time; waits up to `wait_s` for the pool, which a host makes when it starts."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            ask(api, "PATCH", f"/work_pools/{POOL}", {"concurrency_limit": limit})
+        except NotFound:
+            if time.monotonic() >= deadline:
+                raise
+        else:
+            return
+        time.sleep(0.2)
+
+
+def take_lease(api: str, limit: str, slots: int, *, lease_s: float) -> str | None:
+    """Take places of the global concurrency limit `limit` for `lease_s` seconds (60 at least), without waiting.
+
+    Gives the lease's id, "" where there is no such limit, None where too few are free. Raises BadInput where the limit
+    is smaller than `slots`.
+    """
+    body = {"names": [limit], "slots": slots, "mode": "concurrency", "lease_duration": lease_s}
+    path = "/v2/concurrency_limits/increment-with-lease"
+    reply = _reply(api, "POST", path, body)
+    if reply.status_code == requests.codes.locked:
+        return None
+    found = _read(api, path, reply)
+    return str(found["lease_id"]) if found["limits"] else ""
+
+
+def renew_lease(api: str, lease: str, *, lease_s: float) -> bool:
+    """Lengthen a lease; False where it is over, or unknown. Raises Unavailable."""
+    path = f"/v2/concurrency_limits/leases/{lease}/renew"
+    reply = _reply(api, "POST", path, {"lease_duration": lease_s})
+    if reply.status_code in {requests.codes.not_found, requests.codes.gone}:
+        return False
+    _read(api, path, reply)
+    return True
+
+
+def end_lease(api: str, lease: str) -> None:
+    """Give a lease's places back; one that is over is fine. Raises Unavailable."""
+    ask(api, "POST", "/v2/concurrency_limits/decrement-with-lease", {"lease_id": lease})
+
+
+def blocks(api: str, kind: str) -> Mapping[str, Mapping[str, Any]]:
+    """Give the values of all named blocks of a type, by name; they hold secrets. Raises Unavailable, BadCredentials."""
+    wanted = {
+        "block_types": {"slug": {"any_": [kind]}},
+        "block_documents": {"is_anonymous": {"eq_": False}},
+        "include_secrets": True,
+    }
+    return {str(found["name"]): found["data"] for found in ask(api, "POST", "/block_documents/filter", wanted)}
+
+
+def block(api: str, kind: str, name: str) -> Mapping[str, Any]:
+    """Give the values of one block; they hold secrets. Raises NotFound, Unavailable, BadCredentials."""
+    path = f"/block_types/slug/{kind}/block_documents/name/{name}?include_secrets=true"
+    found: Mapping[str, Any] = ask(api, "GET", path)["data"]
+    return found
+
+
+def deployment_id(api: str, name: str, deadline: float) -> str:
+    """Give the id of the deployment `name`, waiting for it until `deadline` of the monotonic clock."""
+    while True:
+        try:
+            return str(ask(api, "GET", f"/deployments/name/{name}")["id"])
+        except (NotFound, Unavailable) as error:
+            if time.monotonic() >= deadline:
+                remedy = "start a host there with: gpujobs serve"
+                raise GpujobsError(f"{api} has no deployment {name}; {remedy}") from error
+        time.sleep(0.1)
+
+
 def ask(api: str, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
     """Ask once, and again while the server is only too busy: what is asked must be such that it may be asked twice.
 
     Raises NotFound, BadInput where the server refuses the values, BadCredentials, Unavailable.
     """
+    return _read(api, path, _reply(api, method, path, body))
+
+
+def _reply(api: str, method: str, path: str, body: Mapping[str, Any] | None) -> requests.Response:
     deadline = time.monotonic() + _BUSY_S
-    while True:
+    for wait_s in backoff(1.0, 4.0, dice=_DICE):
         reply = _send(api, method, path, body)
         if reply.status_code not in _BUSY or time.monotonic() >= deadline:
-            return _read(api, path, reply)
-        time.sleep(0.5)
-
-
-def _deployment_id(api: str, deadline: float) -> str:
-    while True:
-        try:
-            return str(ask(api, "GET", f"/deployments/name/{DEPLOYMENT}")["id"])
-        except (NotFound, Unavailable) as error:
-            if time.monotonic() >= deadline:
-                remedy = "start a host there with: gpujobs serve"
-                raise GpujobsError(f"{api} has no deployment {DEPLOYMENT}; {remedy}") from error
-        time.sleep(0.1)
+            return reply
+        time.sleep(0.1 + wait_s)
+    raise AssertionError("backoff never ends")  # for the type checker
 
 
 def _send(api: str, method: str, path: str, body: Mapping[str, Any] | None) -> requests.Response:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from contextlib import suppress
@@ -26,6 +27,13 @@ def started(pid: int) -> str:
 def alive(pid: int, since: str) -> bool:
     """Say whether process `pid` lives and is the one that started at `since`."""
     return bool(since) and started(pid) == since
+
+
+def driver_died(driver: str) -> bool:
+    """Say whether a run's driver ("host:pid:nonce") was a process of this machine and is none any more."""
+    name, _, rest = driver.partition(":")
+    pid = rest.partition(":")[0]
+    return name == socket.gethostname() and pid.isdecimal() and not started(int(pid))
 
 
 def end(pid: int, since: str, *, within_s: float) -> None:

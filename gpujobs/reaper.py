@@ -1,11 +1,11 @@
 """Finds and releases machines that no living run owns. It believes the provider's list first, then the ledger."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
-from gpujobs import backends
+from gpujobs import backends, notify
 from gpujobs.backends import Backend
 from gpujobs.clock import StopToken
 from gpujobs.errors import Busy, Cancelled, GpujobsError, LetGo
@@ -13,6 +13,7 @@ from gpujobs.host import Host
 from gpujobs.ledger_rows import ENDED, MachineRecord, Run
 from gpujobs.lifecycle import execute
 from gpujobs.models import NAME_PATTERN, Machine, Reporter
+from gpujobs.settings import Account
 from gpujobs.teardown import COSTS_NOTHING, mark_gone, release
 
 GRACE = timedelta(minutes=2)  # a machine this young may be in nobody's ledger yet, though its run lives
@@ -51,30 +52,71 @@ def reap(host: Host, *, yes: bool, reporter: Reporter) -> ReapResult:
     A provider that cannot be asked is named in `failed`, and the others are reaped all the same. A machine that the
     ledger holds and the provider no longer lists is marked gone.
     """
-    released: list[Machine] = []
-    left: list[Found] = []
-    failed: list[tuple[str, str]] = []
-    for backend in _backends(host):
+    with host.reaping:
+        passed = _Pass(host, yes=yes, reporter=reporter)
+        for name in backends.names():
+            for account in passed.accounts(name):
+                passed.over(name, account)
+        passed.tell_unreachable()
+    return ReapResult(released=passed.released, left=passed.left, failed=passed.failed)
+
+
+class _Pass:
+    """One pass over every account with every backend."""
+
+    def __init__(self, host: Host, *, yes: bool, reporter: Reporter) -> None:
+        self._host, self._yes, self._reporter = host, yes, reporter
+        self.released: list[Machine] = []
+        self.left: list[Found] = []
+        self.failed: list[tuple[str, str]] = []
+
+    def accounts(self, name: str) -> Sequence[Account]:
+        """Give the accounts with a backend; where not all can be known, the host's own, and that is told."""
         try:
-            found = survey(host, backend)
-            _mark_gone(host, backend, found)
+            return self._host.settings.accounts(name)
         except GpujobsError as error:
-            failed.append((backend.name, str(error)))
-            continue
+            self.failed.append((name, f"accounts that Prefect blocks keep are left out: {error}"))
+            return replace(self._host.settings, blocks=None).accounts(name)
+
+    def over(self, name: str, account: Account) -> None:
+        """Release what is to be released of one account."""
+        try:
+            backend = self._host.backend_of(name, account)
+            found = survey(self._host, backend)
+            _mark_gone(self._host, name, account, found)
+        except GpujobsError as error:
+            self.failed.append((name, str(error)))
+            return
         for one in found:
-            if one.action == "leave" or (one.action == "ask" and not yes):
-                left.append(one)
-                continue
-            reporter.note(f"releasing {one.machine.name} on {backend.name}: {one.why}")
-            try:
-                if one.action != "release" and one.run_id:
-                    _end_run(host, one.run_id, reporter)
-                release(host, backend, one.machine, within_s=host.timing.release_s)
-            except GpujobsError as error:
-                failed.append((one.machine.name, str(error)))
+            if one.action == "leave" or (one.action == "ask" and not self._yes):
+                self.left.append(one)
             else:
-                released.append(one.machine)
-    return ReapResult(released=released, left=left, failed=failed)
+                self._end(backend, one)
+
+    def tell_unreachable(self) -> None:
+        """Name the machines that may cost money under credentials which are not to be had here."""
+        for record in self._host.ledger.machines_alive(self._host.settings.owner):
+            try:
+                _account_of(self._host, record)
+            except GpujobsError as error:
+                self._failed(record.name, record.run_id, error)
+
+    def _failed(self, machine: str, run_id: str | None, error: GpujobsError) -> None:
+        self.failed.append((machine, str(error)))
+        if run_id is not None:
+            notify.release_failed(self._host.settings, self._host.ledger.get_run(run_id), machine, str(error))
+
+    def _end(self, backend: Backend, one: Found) -> None:
+        self._reporter.note(f"releasing {one.machine.name} on {backend.name}: {one.why}")
+        try:
+            if one.action != "release" and one.run_id:
+                _end_run(self._host, one.run_id, self._reporter)
+            release(self._host, backend, one.machine, within_s=self._host.timing.release_s)
+        except GpujobsError as error:
+            self._failed(one.machine.name, one.run_id, error)
+        else:
+            notify.released(self._host.settings, one.machine.name)
+            self.released.append(one.machine)
 
 
 def recover(host: Host) -> Sequence[str]:
@@ -98,12 +140,6 @@ def _end_run(host: Host, run_id: str, reporter: Reporter) -> None:
         return
     if outcome.state == "running":
         raise LetGo(outcome.error)
-
-
-def _backends(host: Host) -> Iterator[Backend]:
-    for name in backends.names():
-        if host.settings.account(name).token:
-            yield host.backend(name)
 
 
 def _is_ours(host: Host, machine: Machine) -> bool:
@@ -142,14 +178,28 @@ def _driven(run: Run, now: datetime) -> bool:
     return run.lease_until is not None and run.lease_until > now
 
 
-def _mark_gone(host: Host, backend: Backend, found: Sequence[Found]) -> None:
-    """Believe that a machine is gone only of a list that is younger than the machine by the grace."""
+def _account_of(host: Host, record: MachineRecord) -> Account:
+    """Give the account under which a machine of ours was rented, as it stands now."""
+    return host.of_run(host.ledger.get_run(record.run_id)).account(record.backend)
+
+
+def _mark_gone(host: Host, name: str, account: Account, found: Sequence[Found]) -> None:
+    """Believe that a machine is gone only of its account's list, one that is younger than the machine by the grace."""
     listed = {one.machine.name for one in found}
     now = host.clock.now()
     for record in host.ledger.machines_alive(host.settings.owner):
-        if record.backend != backend.name or record.name in listed or now - record.intent_at < GRACE:
+        if record.backend != name or record.name in listed or now - record.intent_at < GRACE:
+            continue
+        if not _is_of(host, record, account):
             continue
         if record.id is None:
             host.ledger.settle_never_made(record.name)
         else:
             mark_gone(host, record.name)
+
+
+def _is_of(host: Host, record: MachineRecord, account: Account) -> bool:
+    try:
+        return _account_of(host, record) == account
+    except GpujobsError:  # nobody knows whose it is now, so no list tells that it is gone
+        return False

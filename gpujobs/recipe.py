@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import AliasChoices, Field, ValidationInfo, field_validator, model_validator
 
 from gpujobs.recipe_schedule import Schedule
-from gpujobs.recipe_types import AtLeast, Names, Script, Seconds, Strict, Text, Word
+from gpujobs.recipe_types import AtLeast, BlockName, Names, NoticeName, Script, Seconds, Strict, Text, Word
 
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ACCELERATOR = re.compile(r"(?P<name>[^:]+?)\s*(?::\s*(?P<count>[1-9]\d?))?")
@@ -201,6 +201,11 @@ class Recipe(Strict):
     secrets: list[str] = Field(
         default=[], description="Names; values come from the environment or the settings", examples=[["HF_TOKEN"]]
     )
+    credentials: dict[str, BlockName] = Field(
+        default={},
+        description="backend: name of a Prefect credential block; left out: the host's own account",
+        examples=[{"autodl": "my-team"}],
+    )
     setup: Script | None = Field(default=None, examples=["pip install -r requirements.txt"])
     run: Script = Field(validation_alias=AliasChoices("run", "commands"), examples=["python train.py"])
     outputs: dict[str, Text] = Field(
@@ -227,6 +232,11 @@ class Recipe(Strict):
     )
     retry: Retry = Field(default=Retry(), examples=[{"attempts": 3, "wait": "2h"}])
     on_failure: OnFailure = Field(default=OnFailure(), examples=[{"keep": "30m"}])
+    notify: list[NoticeName] = Field(
+        default=[],
+        description="Who is told of the end: names of Apprise URLs in the settings, or of notification blocks",
+        examples=[["wecom"]],
+    )
     schedule: Schedule | None = Field(default=None, examples=[{"cron": "0 2 * * *"}])
     autodl: AutoDLSection = Field(default=AutoDLSection(), examples=[{"deployment_type": "Job"}])
     matrixdc: MatrixDCSection = Field(default=MatrixDCSection(), examples=[{"cost_type": 1}])
@@ -263,8 +273,9 @@ class Recipe(Strict):
     @classmethod
     def _mount_points(cls, value: dict[str, str]) -> dict[str, str]:
         for remote in value:
-            if not remote.startswith("/") or remote.endswith("/"):
-                raise ValueError(f"{remote!r} must be an absolute path of a file or folder on the machine")
+            inside = remote.startswith("./") and ".." not in remote.split("/")
+            if not (remote.startswith("/") or inside) or remote.endswith("/"):
+                raise ValueError(f"{remote!r} must be an absolute path on the machine, or ./… for one in the workdir")
         return value
 
     @field_validator("outputs")

@@ -41,6 +41,7 @@ outputs: {results: results}             # local name: path on the machine; pulle
 max_duration: 1h                        # the work is stopped after it
 # budget: 10                            # CNY for the whole run, retries included
 # retry: {attempts: 3, wait: 2h}        # wait: how long to look for a free card
+# schedule: {cron: "0 2 * * *"}         # for gpujobs deploy: each night at two, Asia/Shanghai
 # snapshot: {name: my-env, on: success} # MatrixDC: save the disk as an image when the work is done
 """
 

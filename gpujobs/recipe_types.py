@@ -59,6 +59,18 @@ def _one_line(value: str) -> str:
     return value
 
 
+def _block_name(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9](-?[a-z0-9]){0,62}", value):  # not quoted: it may be a token
+        raise ValueError("give a block's name (small letters, digits, dashes), not a token, as {autodl: my-team}")
+    return value
+
+
+def _notice_name(value: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,39}", value):  # not quoted: it may be a URL, which is a secret
+        raise ValueError("give names (small letters, digits, - _), not URLs, as [wecom]; the URLs are settings")
+    return value
+
+
 # A schema's default would be a number of seconds, which no form could send back: each field gives it as text.
 Seconds = Annotated[
     int,
@@ -68,6 +80,8 @@ Seconds = Annotated[
 AtLeast = Annotated[int, BeforeValidator(_at_least, json_schema_input_type=int | str), Field(ge=1)]
 Word = Annotated[str, AfterValidator(_one_line)]
 Names = Annotated[list[Word], BeforeValidator(_listed, json_schema_input_type=list[str] | str)]
+BlockName = Annotated[str, AfterValidator(_block_name)]
+NoticeName = Annotated[str, AfterValidator(_notice_name)]
 Text = Annotated[str, AfterValidator(_plain_text)]
 Script = Annotated[
     str,

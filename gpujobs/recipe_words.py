@@ -22,7 +22,6 @@ _NOT_YET = {
     "matrix": "runs no sweeps",
     "tasks": "runs one task a recipe",
     "concurrency": "runs one task a recipe",
-    "notify": "sends no notices",
     "lease": "renews no leases",
 }
 MAY_STAND = {"tasks": 1, "concurrency": 1}  # of those, what says what this version does anyway
@@ -87,6 +86,7 @@ _BOUNDS = {
     "less_than_equal": ("at most", "le"),
 }
 _TOO_LONG_TO_QUOTE = 40
+_MAY_BE_SECRET = {"secrets", "credentials", "notify"}  # keys under which somebody may write the secret itself
 
 
 def unknown_key(path: KeyPath) -> str:
@@ -120,7 +120,7 @@ def wrong_value(path: KeyPath, error: ErrorDetails) -> str:
     if kind == "value_error":
         return f"{name}: {error['ctx']['error']}"
     if wanted := _wanted(path, error):
-        given = "what it is" if path[:1] == ("secrets",) else _described(error["input"])  # it may be a secret itself
+        given = "what it is" if path[0] in _MAY_BE_SECRET else _described(error["input"])  # it may be a secret itself
         return f"{name} must be {wanted}, not {given}; write {_key(path)}: {_example(path)}"
     words = " is empty" if kind in {"too_short", "string_too_short"} else f": {error['msg']}"
     return f"{name}{words}; write {_key(path)}: {_example(path)}"

@@ -16,6 +16,8 @@ from gpujobs.plan import Choice, price_bound
 from gpujobs.recipe import Recipe
 from gpujobs.run_folder import RunFolder
 
+SLOT_S = 5.0  # between two looks for a place under the team's own limits
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
@@ -39,12 +41,42 @@ def rent_first(job: Job, choices: Sequence[Choice]) -> Machine:
     Raises NoCapacity when all of them were taken meanwhile; what `rent` raises otherwise.
     """
     gone: list[str] = []
-    for choice in choices:
-        try:
-            return rent(job, choice)
-        except NoCapacity as error:
-            gone.append(str(error))
+    try:
+        for choice in choices:
+            if full := job.host.slots.take(job.run.id, choice.offer.gpu, choice.offer.gpu_count):
+                gone.append(full)
+                continue
+            try:
+                return rent(job, choice)
+            except NoCapacity as error:
+                gone.append(str(error))
+    except BaseException:
+        job.host.slots.give_back(job.run.id)
+        raise
+    job.host.slots.give_back(job.run.id)
     raise NoCapacity("; ".join(dict.fromkeys(gone)) or "nothing that fits is free now")
+
+
+def await_slot(job: Job, choices: Sequence[Choice]) -> bool:
+    """Wait until the team's own limits leave room for one of `choices`; False where nothing had to be waited for."""
+    told = ""
+    while full := _no_slot(job, choices):
+        if full != told:
+            job.reporter.phase("provision", f"waiting: {full}")
+            told = full
+        job.stop.sleep(job.host.clock, SLOT_S * job.host.dice.uniform(0.8, 1.2))
+    return bool(told)
+
+
+def _no_slot(job: Job, choices: Sequence[Choice]) -> str:
+    """Take places for the first of `choices` that has room, and give "", else why there is none."""
+    full: list[str] = []
+    for gpu, count in dict.fromkeys((choice.offer.gpu, choice.offer.gpu_count) for choice in choices):
+        why = job.host.slots.take(job.run.id, gpu, count)
+        if not why:
+            return ""
+        full.append(why)
+    return "; ".join(full)
 
 
 def rent(job: Job, choice: Choice) -> Machine:
@@ -75,6 +107,8 @@ def resume(job: Job, row: AttemptRow) -> Machine | None:
     record = host.ledger.machine(row.name)
     if record is None:
         return None
+    offer = json.loads(row.offer_json)
+    host.slots.hold(job.run.id, offer["gpu"], offer["gpu_count"])
     if record.id is not None:
         return Machine(
             backend=row.backend,

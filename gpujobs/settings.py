@@ -1,18 +1,21 @@
-"""Settings: the environment, then `~/.config/gpujobs/config.toml`. Prefect blocks are laid over them by the flow."""
+"""Settings: the environment, then `~/.config/gpujobs/config.toml`, then the blocks that a Prefect server keeps."""
 
 import getpass
+import logging
 import os
 import re
 import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from gpujobs.errors import BadInput
 
+DEFAULT_BLOCK = "gpujobs"  # the credential block that counts where neither a token nor a recipe says another
+_log = logging.getLogger(__name__)
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
@@ -26,6 +29,27 @@ class Account:
     price_scale: float = 1.0  # CNY per hour for 1 of the provider's price unit, where the provider does not state it
 
 
+class Blocks(Protocol):
+    """The blocks of a Prefect server. Each method raises Unavailable, or BadCredentials, where it cannot be asked."""
+
+    @property
+    def place(self) -> str:
+        """The server's address; empty where none is known, and all is as if it kept nothing."""
+        ...
+
+    def accounts(self, backend: str, *, having: str = "") -> Mapping[str, Mapping[str, Any]]:
+        """Give the values of every credential block for `backend`, by name; `having` may be a moment old."""
+        ...
+
+    def secret(self, name: str) -> str:
+        """Give the value of the Secret block for the variable `name`, "" where there is none."""
+        ...
+
+    def notice_url(self, name: str) -> str:
+        """Give the Apprise URL of the notification block `name`, "" where there is none."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Everything that is not in a recipe."""
@@ -33,24 +57,73 @@ class Settings:
     home: Path
     database_url: str
     owner: str
+    store: str = field(default="", repr=False)  # an fsspec URL that all hosts share; empty: each keeps its own files
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    accounts: Mapping[str, Account] = field(default_factory=dict)  # laid over the environment: from Prefect blocks
+    blocks: Blocks | None = field(default=None, repr=False, compare=False)
 
     @property
     def runs(self) -> Path:
         """The folder that holds a folder for each run."""
         return self.home / "runs"
 
-    def account(self, backend: str) -> Account:
-        """Read the account with a provider: BACKEND_TOKEN, _API_URL, _NAMESPACE, then [backend] of the file."""
-        return self.accounts.get(backend) or _account(backend, self.config)
+    def account(self, backend: str, block: str = "") -> Account:
+        """Give the account with a provider; its token is empty where there is none.
+
+        With `block`, the Prefect block of that name. Else BACKEND_TOKEN, _API_URL, _NAMESPACE and [backend] of the
+        file; where these give no token, the block `gpujobs`. An account is one or the other, never a mixture: a token
+        goes to no address that was not meant for it. On the fake cloud the environment alone counts.
+
+        Raises BadInput where `block` is not to be had, Unavailable where the server that may keep it does not answer.
+        """
+        own = _account(backend, self.config)
+        if is_fake() or (own.token and not block):
+            return own
+        kept = self.blocks.accounts(backend, having=block) if self.blocks else {}
+        name = block or DEFAULT_BLOCK
+        if name in kept:
+            return _account_of_block(backend, name, kept[name])
+        if block:
+            raise BadInput(f"credentials.{backend}: {self._no_block(f'{backend}-credentials', block)}")
+        return own
+
+    def accounts(self, backend: str) -> Sequence[Account]:
+        """Give every account with a provider that is known here, each once; broken blocks are left out.
+
+        Raises Unavailable where the server that may keep some does not answer.
+        """
+        own = _account(backend, self.config)
+        kept = {} if is_fake() or self.blocks is None else self.blocks.accounts(backend)
+        found = [own]
+        for name, values in kept.items():
+            try:
+                found.append(_account_of_block(backend, name, values))
+            except BadInput as error:
+                _log.warning("left out: %s", error)
+        return list(dict.fromkeys(account for account in found if account.token))
 
     def secret(self, name: str) -> str:
-        """Give the value of a recipe's secret; raises BadInput where it is nowhere."""
+        """Give the value of a recipe's secret; raises BadInput where it is nowhere, Unavailable as `account` does."""
         value = os.environ.get(name) or _text(_table(self.config, "secrets"), name)
-        if not value:
-            raise BadInput(f"secret {name} has no value; set it in the environment, or under [secrets] in {_config()}")
-        return value
+        if value := value or (self.blocks.secret(name) if self.blocks else ""):
+            return value
+        where = f"set it in the environment, or under [secrets] in {_config()}"
+        raise BadInput(f"secret {name} has no value; {where}; {self._no_block('secret', block_name(name))}")
+
+    def notice_url(self, name: str) -> str:
+        """Give the Apprise URL for a name under a recipe's `notify`; raises as `secret` does."""
+        variable = notice_variable(name)
+        value = os.environ.get(variable) or _text(_table(self.config, "notify"), name)
+        if value := value or (self.blocks.notice_url(name) if self.blocks else ""):
+            return value
+        where = f"set {variable}, or {name} under [notify] in {_config()}, to an Apprise URL"
+        raise BadInput(f"notify: {name} has no URL; {where}; {self._no_block('gpujobs-notification', name)}")
+
+    def _no_block(self, kind: str, name: str) -> str:
+        if self.blocks is None or not self.blocks.place:
+            return (
+                f"a Prefect block {kind}/{name} cannot be read, for no server is known: gpujobs up, or PREFECT_API_URL"
+            )
+        return f"the Prefect server at {self.blocks.place} has no block {kind}/{name}"
 
 
 def load() -> Settings:
@@ -65,8 +138,24 @@ def load() -> Settings:
         or _text(config, "database_url")
         or f"sqlite:///{home.absolute()}/ledger.db",
         owner=_owner(os.environ.get("GPUJOBS_OWNER") or _text(config, "owner")),
+        store=os.environ.get("GPUJOBS_STORE") or _text(config, "store"),
         config=config,
     )
+
+
+def is_fake() -> bool:
+    """Say whether this process sees a fake cloud alone (`--fake`): then no block's account counts."""
+    return bool(os.environ.get("GPUJOBS_FAKE"))
+
+
+def block_name(variable: str) -> str:
+    """Give the name of the Secret block for an environment variable: hf-token for HF_TOKEN."""
+    return variable.lower().replace("_", "-")
+
+
+def notice_variable(name: str) -> str:
+    """Give the environment variable for a name under `notify`: GPUJOBS_NOTIFY_TEAM for team."""
+    return f"GPUJOBS_NOTIFY_{name.upper().replace('-', '_')}"
 
 
 def private_folder(path: Path) -> Path:
@@ -126,6 +215,19 @@ def _account(name: str, config: Mapping[str, Any]) -> Account:
         token=_checked_token(f"{prefix}_TOKEN", value("token")),
         namespace=_checked_token(f"{prefix}_NAMESPACE", value("namespace")),
         price_scale=_scale(table.get("price_scale", 1.0)),
+    )
+
+
+def _account_of_block(backend: str, name: str, values: Mapping[str, Any]) -> Account:
+    where = f"block {backend}-credentials/{name}:"
+    token, namespace, api_url = (str(values.get(key) or "") for key in ("token", "namespace", "api_url"))
+    if not token:
+        raise BadInput(f"{where} it has no token; give it one in Prefect's UI, under Blocks")
+    return Account(
+        api_url=_checked_url(f"{where} its address", api_url),
+        token=_checked_token(f"{where} its token", token),
+        namespace=_checked_token(f"{where} its namespace", namespace),
+        price_scale=_scale(values.get("price_scale") or 1.0),
     )
 
 

@@ -16,36 +16,45 @@ import threading
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from hashlib import blake2b
-from typing import Any, Self
-from uuid import UUID
+from typing import Any
 
 import anyio.abc
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import AsyncClientContext
-from prefect.exceptions import ObjectAlreadyExists
+from prefect.exceptions import Abort, ObjectAlreadyExists
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.logging.loggers import get_logger
 from prefect.settings import PREFECT_WORKER_QUERY_SECONDS, temporary_settings
+from prefect.states import Pending
 from prefect.types.entrypoint import EntrypointType
+from prefect.utilities.engine import propose_state
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 
+from gpujobs import blocks
 from gpujobs.deploy import deploy_forms
 from gpujobs.errors import Busy, GpujobsError
 from gpujobs.flow import run_recipe
+from gpujobs.flow_outbox import Outbox
 from gpujobs.host import Host
-from gpujobs.prefect_api import DEPLOYMENT, POOL, run_id_of
+from gpujobs.prefect_api import DEPLOYMENT, POOL, REAPER
 from gpujobs.prefect_login import login
+from gpujobs.reap_flow import reap
 from gpujobs.settings import Settings, private_opener
 from gpujobs.worker_floor import Floor
-from gpujobs.worker_upkeep import Upkeep
+from gpujobs.worker_slots import LeasedSlots
+from gpujobs.worker_upkeep import Upkeep, taken_by
 
 LIMIT = 200  # runs at a time in one process; each costs a thread
 POLL_S = 0.5  # costs a server at rest 3 % of a core more than a poll a second does
 AGAIN_S = 2.0  # after the server could not be reached
 LET_GO_S = 8.0
 
+_DESCRIPTION = """What `gpujobs submit` hands recipes to: its one parameter is a whole recipe.
+
+To start a run from this page, deploy a recipe (`gpujobs deploy recipe.yaml`), or use the form of a cloud, as
+`form-autodl`: those ask for each value by itself."""
 _log = logging.getLogger(__name__)
 
 
@@ -53,20 +62,10 @@ class Result(BaseWorkerResult):
     """A flow run that was taken; how it ended, its own engine has told the server."""
 
 
-class Nothing(BaseJobConfiguration):
-    """There is no infrastructure to configure."""
-
-    @classmethod
-    async def resolve_for_flow_run(cls, flow_run: FlowRun, **_: Any) -> Self:  # noqa: ARG003
-        """Configure nothing, and so ask the server for nothing."""
-        return cls()
-
-
-class Worker(BaseWorker[Nothing, BaseVariables, Result]):
+class Worker(BaseWorker[BaseJobConfiguration, BaseVariables, Result]):
     """Takes flow runs from the pool and seats them in this process."""
 
     type = POOL
-    job_configuration = Nothing
     _display_name = "gpujobs"
     _description = "Runs recipes on rented GPU machines, many in one process."
 
@@ -74,12 +73,36 @@ class Worker(BaseWorker[Nothing, BaseVariables, Result]):
         """Seat runs on `floor`; the rest is the base class's."""
         super().__init__(**options)
         self._floor = floor
-        self._labelling: set[asyncio.Task[None]] = set()
+
+    async def _submit_run(self, flow_run: FlowRun) -> None:
+        """Take a flow run with one call, and hold its place until it is over.
+
+        The base class makes six calls, for labels, a state more and the infrastructure: here there is none. On SQLite
+        each of them holds up the others.
+        """
+        try:
+            if await self._taken(flow_run):
+                await self.run(flow_run)
+        finally:
+            self._release_limit_slot(flow_run.id)
+            self._submitting_flow_run_ids.discard(flow_run.id)
+
+    async def _taken(self, flow_run: FlowRun) -> bool:
+        """Propose Pending, in our name; False where the server or another host says otherwise."""
+        try:
+            state = await propose_state(self.client, Pending(message=taken_by(self.name)), flow_run_id=flow_run.id)
+        except Abort as error:
+            self._logger.info("flow run %s is not ours to run: %s", flow_run.id, error)
+            return False
+        except Exception as error:  # noqa: BLE001 - whatever it was, the flow run is still in the queue
+            self._logger.warning("flow run %s could not be taken now: %s", flow_run.id, error)
+            return False
+        return state.is_pending()
 
     async def run(
         self,
         flow_run: FlowRun,
-        configuration: Nothing,  # noqa: ARG002
+        configuration: BaseJobConfiguration | None = None,  # noqa: ARG002 - there is no infrastructure to configure
         task_status: anyio.abc.TaskStatus[Any] | None = None,
     ) -> Result:
         """Run one flow run to its end."""
@@ -89,29 +112,13 @@ class Worker(BaseWorker[Nothing, BaseVariables, Result]):
         await asyncio.wait([found.task])
         return Result(identifier=str(flow_run.id), status_code=0)
 
-    async def _give_worker_labels_to_flow_run(self, flow_run_id: UUID) -> None:
-        """Do so beside the start: on SQLite one such call in four meets another writer, and is sent again 2 s later."""
-        task = asyncio.get_running_loop().create_task(super()._give_worker_labels_to_flow_run(flow_run_id))
-        self._labelling.add(task)
-        task.add_done_callback(self._labelled)
 
-    def _labelled(self, task: "asyncio.Task[None]") -> None:
-        self._labelling.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            _log.warning("a flow run has no label of this worker: %s", error)
-
-    async def kill_infrastructure(
-        self,
-        infrastructure_pid: str,
-        configuration: Nothing,  # noqa: ARG002
-        grace_seconds: int = 30,  # noqa: ARG002 - a run has bounds of its own
-    ) -> None:
-        """Stop a flow run that was cancelled before it began, or whose cancelling took too long."""
-        self._floor.cancel(run_id_of(infrastructure_pid))
-
-
-def serve(settings: Settings) -> int:
+def serve(settings: Settings, *, limit: int | None = None) -> int:
     """Run recipes until SIGTERM or SIGINT, then let go of those that run; raises Busy where another does already.
+
+    Args:
+        settings: whose home; one host serves it.
+        limit: how many runs the pool may have at a time, whatever the hosts: the team's quota. None: as it is.
 
     The event loop has a thread of its own: Prefect's engine puts a handler of its own on SIGTERM while a flow runs in
     the main thread.
@@ -126,7 +133,9 @@ def serve(settings: Settings) -> int:
         lock.truncate()
         lock.write(host.driver)
         lock.flush()
-        thread = threading.Thread(target=lambda: asyncio.run(_serve(host, over)), name="gpujobs-loop", daemon=True)
+        thread = threading.Thread(
+            target=lambda: asyncio.run(_serve(host, over, limit)), name="gpujobs-loop", daemon=True
+        )
         thread.start()
         while thread.is_alive() and not over.wait(1.0):
             pass
@@ -136,19 +145,22 @@ def serve(settings: Settings) -> int:
     return 0 if over.is_set() else 70
 
 
-async def _serve(host: Host, over: threading.Event) -> None:
+async def _serve(host: Host, over: threading.Event, limit: int | None) -> None:
     async with AsyncExitStack() as stack:
         stack.enter_context(temporary_settings({PREFECT_WORKER_QUERY_SECONDS: POLL_S}))
         ended = asyncio.ensure_future(_set(over))
         if not await _reached(ended):
             return
         client = (await stack.enter_async_context(AsyncClientContext.get_or_create())).client
-        await _deploy()
-        await _deploy_forms(host.settings)
+        await stack.enter_async_context(Outbox(client).installed())
+        await _deploy(limit)
+        api, leases = str(client.api_url).rstrip("/"), host.settings.home / "leases.json"
+        host.slots = slots = LeasedSlots(api, host.ledger, leases, driver=host.driver, clock=host.clock)
         floor, name = Floor(host, client), worker_name(host.settings)
-        upkeep = Upkeep(host, floor, client)
+        upkeep = Upkeep(host, floor, client, tend=slots.tend)
         await upkeep.take_over(name)
-        tasks = [asyncio.ensure_future(_work(floor, name)), asyncio.ensure_future(upkeep.run())]
+        lives = (_work(floor, name), upkeep.run(), _deploy_forms(host.settings))
+        tasks = [asyncio.ensure_future(life) for life in lives]
         await ended
         for task in tasks:
             task.cancel()
@@ -171,19 +183,24 @@ async def _reached(ended: "asyncio.Future[None]") -> bool:
     return False
 
 
-async def _deploy() -> None:
-    """Make the pool and the deployment, or bring them up to date."""
+async def _deploy(limit: int | None) -> None:
+    """Make the pool, the deployments and the kinds of blocks, or bring them up to date."""
     async with get_client() as client:
         template = Worker.get_default_base_job_template()
         with suppress(ObjectAlreadyExists):
             await client.create_work_pool(WorkPoolCreate(name=POOL, type=POOL, base_job_template=template))
-    deployment = await run_recipe.ato_deployment(
-        name=DEPLOYMENT.rpartition("/")[2],
-        work_pool_name=POOL,
-        entrypoint_type=EntrypointType.MODULE_PATH,
-        tags=["gpujobs"],
-    )
-    await deployment.aapply()
+        if limit is not None:
+            await client.update_work_pool(POOL, WorkPoolUpdate(concurrency_limit=limit))
+        await blocks.register(client)
+    for flow, name, description in ((run_recipe, DEPLOYMENT, _DESCRIPTION), (reap, REAPER, None)):
+        deployment = await flow.ato_deployment(
+            name=name.rpartition("/")[2],
+            work_pool_name=POOL,
+            entrypoint_type=EntrypointType.MODULE_PATH,
+            tags=["gpujobs"],
+            description=description,
+        )
+        await deployment.aapply()
 
 
 async def _deploy_forms(settings: Settings) -> None:

@@ -1,18 +1,19 @@
 """The flow runs of one process: each has a task of its own on one event loop, and shares the process's Host."""
 
 import asyncio
-import inspect
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prefect import states
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.exceptions import Abort
+from prefect.exceptions import Abort, Pause
+from prefect.filesystems import LocalFileSystem
 from prefect.flow_engine import run_flow
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.logging.loggers import flow_run_logger
@@ -22,6 +23,8 @@ from gpujobs.clock import StopToken
 from gpujobs.errors import BadInput, Cancelled, Detached, LetGo
 from gpujobs.flow import SEAT, Seat, end_state
 from gpujobs.flow_log import RunLog
+from gpujobs.flow_page import tell_end
+from gpujobs.flow_told import catch_up
 from gpujobs.flow_work import Work
 from gpujobs.host import Host
 from gpujobs.prefect_api import run_id_of
@@ -107,13 +110,14 @@ class Floor:
                 flow_run.id, states.Crashed(message=f"not loaded: {error}"), force=True
             )
             return
+        state: State[Any] | None = None
         try:
-            await _call(flow, flow_run)
-        except Abort as error:  # the server said no, or we let go: the state is what it should be
+            state = await _call(flow, flow_run)
+        except (Abort, Pause) as error:  # the server said no, or we let go: the state is what it should be
             logger.info("left in its state: %s", error)
         except Exception:
             logger.exception("Prefect's engine gave up on the flow run")
-        if not isinstance(stop.error, LetGo):
+        if not isinstance(stop.error, LetGo) and not (state and state.is_final()):
             await self._end_cancelling(flow_run)
 
     async def _end_cancelling(self, flow_run: FlowRun) -> None:
@@ -129,6 +133,8 @@ class Floor:
     async def _finish(self, run_id: str, flow_run: FlowRun | None, stop: StopToken) -> None:
         logger = flow_run_logger(flow_run) if flow_run else _log
         log = RunLog(logger, where=str(self._host.settings.runs / run_id / "output.log"))
+        if flow_run is not None:
+            await catch_up(log, self._host, run_id, flow_run.id, self._client)
         work = Work(
             lambda: lifecycle.execute(self._host, run_id, stop=stop, reporter=log, unended=True),
             name=f"gpujobs-{run_id}",
@@ -143,6 +149,7 @@ class Floor:
         if flow_run is not None:
             state = end_state(done.value.state, done.value.error, done.value.cost_cny)
             await self._client.set_flow_run_state(flow_run.id, state, force=True)
+            await tell_end(self._host, run_id, flow_run, self._client)
 
     async def _load(self, flow_run: FlowRun) -> Flow[Any, Any]:
         """Import the deployment's flow; raises BadInput where that takes steps that would move this whole process."""
@@ -159,19 +166,22 @@ class Floor:
         if ":" in entrypoint:
             path, _, name = entrypoint.rpartition(":")
             entrypoint = f"{folder / path}:{name}"
-        return await asyncio.to_thread(load_flow_from_entrypoint, entrypoint, use_placeholder_flow=False)
+        flow: Flow[Any, Any] = await asyncio.to_thread(
+            load_flow_from_entrypoint, entrypoint, use_placeholder_flow=False
+        )
+        if flow.persist_result is False and flow.result_storage is None:
+            # Else Prefect asks its server where results go by default, twice a run, and holds up our loop meanwhile.
+            flow.result_storage = LocalFileSystem(basepath=str(self._host.settings.home))
+        return flow
 
 
-async def _call(flow: Flow[Any, Any], flow_run: FlowRun) -> None:
+async def _call(flow: Flow[Any, Any], flow_run: FlowRun) -> State[Any] | None:
     """Run the flow in Prefect's engine.
 
     The engine is not told of the deployment: for a deployed flow run it would watch for a suspension from a thread, a
     loop and a connection of their own, and hold up this loop, with all its runs, while they start and end.
     """
     flow_run = flow_run.model_copy(update={"deployment_id": None})
-    if not flow.isasync:
-        await asyncio.to_thread(run_flow, flow, flow_run=flow_run, return_type="state")
-        return
-    running = run_flow(flow, flow_run=flow_run, return_type="state")
-    if inspect.isawaitable(running):
-        await running
+    run: Callable[[], Any] = partial(run_flow, flow, flow_run=flow_run, return_type="state")
+    ended: State[Any] | None = await (run() if flow.isasync else asyncio.to_thread(run))
+    return ended

@@ -20,22 +20,29 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelled, Scheduled
+from prefect.logging.loggers import flow_run_logger
+from prefect.states import Cancelled, Running, Scheduled
 
 from gpujobs import reaper
 from gpujobs.errors import BadInput
 from gpujobs.flow import end_state, run_recipe
 from gpujobs.flow_log import RunLog
+from gpujobs.flow_page import tell_end
 from gpujobs.flow_work import Work
 from gpujobs.host import Host
 from gpujobs.ledger_rows import ENDED, Run
 from gpujobs.prefect_api import POOL, run_id_of
 from gpujobs.worker_floor import Floor
+from gpujobs.worker_slots import TEND_S
 
 CANCEL_S = 1.0
 RECOVER_S = 10.0
 REAP_S = 300.0
 ORPHAN = timedelta(seconds=60)  # taken by a host so long ago, and in no ledger: that host is dead
+NO_SUSPENSION = (
+    "a run on a rented machine cannot be suspended: the machine would cost money all the while, so it goes on; "
+    "cancel it to stop paying, and retry it later"
+)
 _SLOWEST_S = 30.0  # between two tries of what fails
 TRIES = 3  # resuming what will not go on; after that it is the reaper's
 
@@ -43,39 +50,52 @@ _log = logging.getLogger(__name__)
 
 
 class Upkeep:
-    """Three loops, none of which ends because something failed once."""
+    """Four loops, none of which ends because something failed once."""
 
-    def __init__(self, host: Host, floor: Floor, client: PrefectClient) -> None:
-        """Look after the runs on `floor`, and after those that dead hosts have left behind."""
-        self._host, self._floor, self._client = host, floor, client
+    def __init__(self, host: Host, floor: Floor, client: PrefectClient, *, tend: Callable[[], None]) -> None:
+        """Look after the runs on `floor`, and after those that dead hosts have left behind; `tend` sees to leases."""
+        self._host, self._floor, self._client, self._tend = host, floor, client, tend
         self._tries: dict[str, int] = {}
 
     async def take_over(self, worker_name: str) -> None:
         """Before any run is taken: put back in the queue what our forerunner of this name took and never began."""
         for flow_run in await self._unended():
-            if flow_run.labels.get("prefect.worker.name") == worker_name:
+            if flow_run.state and flow_run.state.message == taken_by(worker_name):
                 await self._mend(flow_run, orphan=True)
 
     async def run(self) -> None:
         """Go on until cancelled."""
         await asyncio.gather(
-            _every(CANCEL_S, self.hear_cancels), _every(RECOVER_S, self.recover), _every(REAP_S, self.reap)
+            _every(CANCEL_S, self.hear_orders),
+            _every(RECOVER_S, self.recover),
+            _every(REAP_S, self.reap),
+            _every(TEND_S, self.tend),
         )
 
-    async def hear_cancels(self) -> None:
-        """Stop the runs that Prefect wants cancelled: one call for all of them."""
+    async def hear_orders(self) -> None:
+        """Stop the runs that Prefect wants cancelled, and undo a suspension: one call for all of them."""
         ids = [
             UUID(one.flow_run_id) for one in self._floor.sitting.values() if one.flow_run_id and not one.stop.stopped
         ]
         if not ids:
             return
-        wanted = await self._client.read_flow_runs(
+        told = await self._client.read_flow_runs(
             flow_run_filter=FlowRunFilter(
-                id=FlowRunFilterId(any_=ids), state=_types(StateType.CANCELLING, StateType.CANCELLED)
+                id=FlowRunFilterId(any_=ids),
+                state=_types(StateType.CANCELLING, StateType.CANCELLED, StateType.PAUSED),
             )
         )
-        for flow_run in wanted:
-            self._floor.cancel(run_id_of(str(flow_run.id)))
+        for flow_run in told:
+            if _is_suspended(flow_run):
+                await self._go_on(flow_run)
+            elif flow_run.state is not None and not flow_run.state.is_paused():
+                self._floor.cancel(run_id_of(str(flow_run.id)))
+
+    async def _go_on(self, flow_run: FlowRun) -> None:
+        """Undo a suspension: a machine cannot be put aside without losing its work, and would cost money meanwhile."""
+        flow_run_logger(flow_run).warning("%s", NO_SUSPENSION)
+        running: State[Any] = Running(message=NO_SUSPENSION)
+        await self._client.set_flow_run_state(flow_run.id, running, force=True)
 
     async def recover(self) -> None:
         """Resume runs whose driver is dead, then mend the states of flow runs that ended, or began, unseen."""
@@ -96,7 +116,10 @@ class Upkeep:
         run: Run = await self._in_thread(lambda: self._host.ledger.get_run(run_id))
         flow_run = await self._flow_run(run)
         kind = flow_run.state.type if flow_run and flow_run.state else None
-        if flow_run and kind in {StateType.RUNNING, StateType.PENDING}:
+        if flow_run and _is_suspended(flow_run):
+            await self._go_on(flow_run)
+            self._floor.seat(flow_run, resumes=True)
+        elif flow_run and kind in {StateType.RUNNING, StateType.PENDING}:
             self._floor.seat(flow_run, resumes=True)
         elif kind != StateType.SCHEDULED:  # a scheduled one is on its way to a host
             self._floor.finish(run_id, flow_run, cancelled=kind in {StateType.CANCELLING, StateType.CANCELLED})
@@ -120,14 +143,17 @@ class Upkeep:
         """Tell Prefect the end that it missed; put back in the queue what a dead host took and never began."""
         run = await self._in_thread(lambda: _ledger_run(self._host, run_id_of(str(flow_run.id))))
         since = flow_run.state.timestamp if flow_run.state else None
+        cancelling = flow_run.state is not None and flow_run.state.type == StateType.CANCELLING
+        never: State[Any] = Cancelled(message="cancelled before it began")
         if run is not None and run.state in ENDED:
             if since and run.ended_at and since < run.ended_at:  # else it has been sent on its way again
                 state = end_state(run.state, run.error, run.cost_cny)
                 await self._client.set_flow_run_state(flow_run.id, state, force=True)
-        elif (run is None or run.state == "submitted") and orphan:
-            cancelling = flow_run.state is not None and flow_run.state.type == StateType.CANCELLING
+                await tell_end(self._host, run.id, flow_run, self._client)
+            elif cancelling:
+                await self._client.set_flow_run_state(flow_run.id, never, force=True)
+        elif (run is None or run.state == "submitted") and (orphan or cancelling):
             again: State[Any] = Scheduled(message="the host that took it died before it began")
-            never: State[Any] = Cancelled(message="cancelled before it began")
             await self._client.set_flow_run_state(flow_run.id, never if cancelling else again, force=True)
 
     async def reap(self) -> None:
@@ -139,11 +165,25 @@ class Upkeep:
         for name, why in result.failed:
             _log.warning("reaper: %s: %s", name, why)
 
+    async def tend(self) -> None:
+        """Renew the leases on the team's limits, in a thread: they wait for the server, and nobody waits for them."""
+        await self._in_thread(self._tend)
+
     async def _in_thread(self, call: Callable[[], Any]) -> Any:
         done = await Work(call, name="gpujobs-upkeep").begun()
         if done.error is not None:
             raise done.error
         return done.value
+
+
+def _is_suspended(flow_run: FlowRun) -> bool:
+    """Whether the UI's Suspend was pressed; a pause of a flow's own making is the flow's."""
+    return flow_run.state is not None and flow_run.state.is_paused() and flow_run.state.name == "Suspended"
+
+
+def taken_by(worker_name: str) -> str:
+    """Give the message of the state of a flow run that a host has taken and has not begun."""
+    return f"taken by host {worker_name}"
 
 
 def _types(*types: StateType) -> FlowRunFilterState:

@@ -85,6 +85,16 @@ def test_a_recipe_that_sets_everything_comes_back_from_its_form() -> None:
     assert told(Form.read(sent(EVERYTHING)).recipe()) == told(EVERYTHING)
 
 
+def test_gpus_of_one_count_are_shown_by_name_and_others_with_their_own() -> None:
+    def shown(*gpus: str) -> tuple[list[str], int]:
+        recipe = Recipe.model_validate({"name": "t", "run": "true", "resources": {"gpu": list(gpus)}})
+        machine = form_of(recipe).machine
+        return machine.gpus, machine.gpu_count
+
+    assert shown("RTX 4090:2", "H20:2") == (["RTX 4090", "H20"], 2)
+    assert shown("RTX 4090:2", "H20") == (["RTX 4090:2", "H20"], 1)
+
+
 def test_what_the_form_does_not_show_travels_beside_it() -> None:
     assert form_of(EVERYTHING).rest == {
         "schedule": {"cron": "0 2 * * *", "timezone": "UTC", "max_lateness": "7200s"},

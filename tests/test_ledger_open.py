@@ -26,6 +26,7 @@ from gpujobs.ledger import Ledger, open_ledger
 from gpujobs.ledger_database import Database
 from gpujobs.ledger_rows import REVISION
 from gpujobs.ledger_tables import metadata
+from tests.clocks import eventually
 from tests.ledger_values import a_bill, a_run
 
 
@@ -126,6 +127,20 @@ def test_a_file_that_another_keeps_locked_is_told_from_one_that_is_broken(
         with pytest.raises(Busy, match=r"ledger\.db is locked by another process"):
             open_ledger(url)
     open_ledger(url).close()
+
+
+def test_a_write_waits_for_a_process_that_was_frozen_in_the_middle_of_its_own(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ledger_engine, "_BUSY_TIMEOUT_MS", 20)
+    with open_ledger(url) as ledger, closing(sqlite3.connect(tmp_path / "home/ledger.db")) as frozen:
+        frozen.execute("BEGIN IMMEDIATE")
+        with ThreadPoolExecutor(1) as pool:
+            written = pool.submit(ledger.add_run, a_run())
+            eventually(lambda: caplog.records, what="a try that failed")
+            frozen.rollback()
+            written.result(timeout=30)
+        assert ledger.list_runs() == [a_run()]
 
 
 def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:

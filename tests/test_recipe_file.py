@@ -195,7 +195,10 @@ MISTAKES = {  # a fifth line, and what is said of it
     "<<: {a: b}": "<< is not known; merge keys are not read; write the keys out",
     "idle_duration: 5m": f"idle_duration {LATER} stops no idle work; leave it out",
     "matrix: {A: [1]}": f"matrix {LATER} runs no sweeps; leave it out",
-    "notify: [wecom]": f"notify {LATER} sends no notices; leave it out",
+    "notify: [https://hooks.example/s3cret]": "notify[0]: give names (small letters, digits, - _), not URLs, "
+    "as [wecom]; the URLs are settings",
+    "credentials: {autodl: eyJhbGciOi.s3cret}": "credentials.autodl: give a block's name "
+    "(small letters, digits, dashes), not a token, as {autodl: my-team}",
     "lease: 5m": f"lease {LATER} renews no leases; leave it out",
     "concurrency: 2": f"concurrency {LATER} runs one task a recipe; leave it out, or write concurrency: 1",
     "tasks: true": f"tasks {LATER} runs one task a recipe; leave it out, or write tasks: 1",

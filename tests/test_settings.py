@@ -4,18 +4,23 @@ import getpass
 import os
 import re
 import stat
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gpujobs import settings
 from gpujobs.errors import BadInput
 from gpujobs.settings import Account, Settings, private_folder, private_opener
+from tests.kept import Kept
 
 NAMES = [
     *(f"{cloud}_{key}" for cloud in ("AUTODL", "MATRIXDC") for key in ("TOKEN", "API_URL", "NAMESPACE")),
     *(f"GPUJOBS_{key}" for key in ("HOME", "DATABASE_URL", "OWNER")),
     "HF_TOKEN",
+    "GPUJOBS_FAKE",
 ]
 
 
@@ -84,11 +89,84 @@ def test_each_provider_has_an_account_of_its_own(monkeypatch: pytest.MonkeyPatch
     assert found.account("autodl") == Account()
 
 
-def test_an_account_that_was_handed_over_stands_above_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("AUTODL_TOKEN", "set")
-    given = Account(token="from a block")
-    found = Settings(home=tmp_path, database_url="", owner="ada", accounts={"autodl": given})
-    assert found.account("autodl") is given
+TEAM = {"token": "team's-token", "api_url": "https://team.example/"}
+
+
+def with_blocks(*, place: str = "http://127.0.0.1:4200/api", **credentials: Mapping[str, Any]) -> Settings:
+    kept = Kept({name.replace("_", "-"): values for name, values in credentials.items()}, place=place)
+    return replace(settings.load(), blocks=kept)
+
+
+def test_a_block_stands_below_the_environment_and_the_file_unless_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = with_blocks(gpujobs=TEAM, my_team={"token": "mine"})
+    assert found.account("autodl") == Account(token="team's-token", api_url="https://team.example")
+    monkeypatch.setenv("AUTODL_TOKEN", "own")
+    assert found.account("autodl") == Account(token="own")
+    assert found.account("autodl", "my-team") == Account(token="mine")
+    assert found.account("matrixdc") == Account()
+    assert {account.token for account in found.accounts("autodl")} == {"own", "team's-token", "mine"}
+
+
+def test_an_account_is_never_a_mixture_of_a_block_and_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTODL_API_URL", "https://elsewhere.example")
+    assert with_blocks(gpujobs={"token": "t"}).account("autodl") == Account(token="t")
+
+
+def test_on_the_fake_cloud_no_block_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPUJOBS_FAKE", "1")
+    monkeypatch.setenv("AUTODL_TOKEN", "fake-token")
+    found = with_blocks(gpujobs=TEAM, my_team=TEAM)
+    assert found.account("autodl", "my-team") == Account(token="fake-token")
+    assert found.accounts("autodl") == [Account(token="fake-token")]
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("", r"credentials\.autodl: .* autodl-credentials/mine cannot be read, for no server is known: gpujobs up"),
+        (
+            "http://x/api",
+            r"credentials\.autodl: the Prefect server at http://x/api has no block autodl-credentials/mine",
+        ),
+    ],
+)
+def test_a_named_block_that_is_not_to_be_had_is_told_with_what_to_do(place: str, said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        with_blocks(place=place, gpujobs=TEAM).account("autodl", "mine")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"token": ""}, "it has no token"),
+        ({"token": "two words"}, "its token holds a character"),
+        ({"token": "t", "api_url": "http://team.example"}, "its address must be a plain https URL"),
+    ],
+)
+def test_a_broken_block_is_named_without_its_token_and_costs_the_others_nothing(
+    values: Mapping[str, Any], said: str
+) -> None:
+    found = with_blocks(mine=values, gpujobs=TEAM)
+    with pytest.raises(BadInput, match=f"block autodl-credentials/mine: {said}") as caught:
+        found.account("autodl", "mine")
+    assert "two words" not in str(caught.value)
+    assert [account.token for account in found.accounts("autodl")] == ["team's-token"]
+
+
+def test_secrets_and_notice_urls_come_from_the_environment_the_file_then_blocks(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.write_text('[secrets]\nFILED = "filed"\n[notify]\nwecom = "json://filed"\n')
+    kept = Kept({}, {"HF_TOKEN": "kept", "FILED": "kept", "wecom": "json://kept", "team-slack": "json://slack"})
+    found = replace(settings.load(), blocks=kept)
+    assert [found.secret(name) for name in ("HF_TOKEN", "FILED")] == ["kept", "filed"]
+    assert [found.notice_url(name) for name in ("wecom", "team-slack")] == ["json://filed", "json://slack"]
+    monkeypatch.setenv("GPUJOBS_NOTIFY_TEAM_SLACK", "json://set")
+    assert found.notice_url("team-slack") == "json://set"
+    with pytest.raises(BadInput, match=r"secret NO has no value; .*has no block secret/no$"):
+        found.secret("NO")
+    with pytest.raises(BadInput, match=r"notify: no has no URL; set GPUJOBS_NOTIFY_NO, or no under \[notify\] in "):
+        found.notice_url("no")
 
 
 def test_no_secret_is_in_what_settings_print(monkeypatch: pytest.MonkeyPatch, config: Path) -> None:

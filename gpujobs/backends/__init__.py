@@ -109,7 +109,11 @@ def load(name: str, settings: Settings, *, clock: Clock) -> Backend:
     """Open the backend `name`; raises BadInput where it is unknown, or has no token."""
     if name not in names():
         raise BadInput(f"there is no backend {name}; {nearest(name)}")
-    account = settings.account(name)
+    return open_with(name, settings.account(name), clock=clock)
+
+
+def open_with(name: str, account: Account, *, clock: Clock) -> Backend:
+    """Open the backend `name`, which must be known, for one account with it; raises BadInput where it has no token."""
     if not account.token:
         raise BadInput(f"{name.upper()}_TOKEN is not set; get a token in the provider's console and export it")
     factory: Factory = importlib.import_module(f"{__name__}.{name}").open_backend

@@ -1,6 +1,5 @@
 """cancel: stop a run from anywhere, and see to it that its machine is released."""
 
-import socket
 import time
 from argparse import Namespace
 from contextlib import suppress
@@ -70,7 +69,7 @@ def _see_to_the_end(host: Host, run: Run, reporter: TerminalReporter) -> None:
         if run.state in ENDED:
             return
         unstarted = run.driver == "" and run.flow_run_id and run.state == "submitted"
-        if _is_dead(run.driver):
+        if process.driver_died(run.driver):  # its lease need not be waited out
             host.ledger.release_claim(run.id, run.driver)
             continue
         driven = run.lease_until is not None and run.lease_until > host.clock.now()
@@ -80,13 +79,6 @@ def _see_to_the_end(host: Host, run: Run, reporter: TerminalReporter) -> None:
     raise GpujobsError(f"run {run.id} has not ended yet; see: gpujobs status {run.id}, and: gpujobs machines")
 
 
-def _is_dead(driver: str) -> bool:
-    """Say whether a driver was a process of this machine and is none any more: its lease need not be waited out."""
-    name, _, rest = driver.partition(":")
-    pid = rest.partition(":")[0]
-    return name == socket.gethostname() and pid.isdecimal() and not process.started(int(pid))
-
-
 def _tear_down(host: Host, run: Run, reporter: TerminalReporter) -> None:
     from gpujobs import lifecycle  # noqa: PLC0415 - brings paramiko, which a driven run does not need here
 
@@ -94,4 +86,4 @@ def _tear_down(host: Host, run: Run, reporter: TerminalReporter) -> None:
     stop = StopToken()
     stop.stop(Cancelled(f"run {run.id} was cancelled"))
     with suppress(Busy):  # somebody has just taken it, and has heard of the cancel
-        lifecycle.execute(host, run.id, stop=stop, reporter=reporter)
+        lifecycle.execute(host, run.id, stop=stop, reporter=reporter, unended=True)

@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -15,6 +15,7 @@ from gpujobs.errors import BadInput, GpujobsError, NoCapacity
 from gpujobs.host import Host
 from gpujobs.plan import make_plan
 from gpujobs.recipe import Recipe
+from gpujobs.settings import Account
 
 Asked = TypeVar("Asked")
 
@@ -107,7 +108,7 @@ def snapshots(_: Namespace, out: Output) -> int:
 def reap(args: Namespace, out: Output) -> int:
     """Release what no living run owns; what the ledger does not know only with --yes."""
     with Host.open(load_settings()) as host:
-        _with_token(host)
+        _accounts(host, out, [])
         done = reaper.reap(host, yes=args.yes, reporter=out.reporter())
         waiting = reaper.recover(host)
     out.value(
@@ -132,11 +133,20 @@ def reap(args: Namespace, out: Output) -> int:
     return 0
 
 
-def _with_token(host: Host) -> Sequence[str]:
-    found = [name for name in backends.names() if host.settings.account(name).token]
+def _accounts(host: Host, out: Output, errors: list[GpujobsError]) -> Sequence[tuple[str, Account]]:
+    """Give every account by its backend; where Prefect's blocks cannot be read, the host's own."""
+    found: list[tuple[str, Account]] = []
+    for name in backends.names():
+        try:
+            accounts = host.settings.accounts(name)
+        except GpujobsError as error:
+            out.tell(f"{name}: accounts that Prefect blocks keep are left out: {error}")
+            errors.append(error)
+            accounts = replace(host.settings, blocks=None).accounts(name)
+        found += [(name, account) for account in accounts]
     if not found:
         tokens = " or ".join(f"{name.upper()}_TOKEN" for name in backends.names())
-        raise BadInput(f"no backend has a token; set {tokens}, or use the fake cloud: --fake")
+        raise errors[0] if errors else BadInput(f"no backend has a token; set {tokens}, or use the fake cloud: --fake")
     return found
 
 
@@ -146,13 +156,14 @@ def _of_all(
     """Ask every backend; one that cannot answer is told of, and only fails the command if all of them do."""
     found: list[Asked] = []
     errors: list[GpujobsError] = []
-    names = _with_token(host)
-    for name in names:
+    answered = False
+    for name, account in _accounts(host, out, errors):
         try:
-            found += ask(host.backend(name))
+            found += ask(host.backend_of(name, account))
+            answered = True
         except GpujobsError as error:
             out.tell(f"{name}: {error}")
             errors.append(error)
-    if len(errors) == len(names):
+    if not answered:
         raise errors[0]
     return found, errors

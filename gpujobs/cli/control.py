@@ -3,6 +3,7 @@
 import os
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 from gpujobs import controller
 from gpujobs.cli.opening import load_settings
@@ -12,8 +13,19 @@ from gpujobs.cli.output import Output
 def up(args: Namespace, out: Output) -> int:
     """Start the controller, if it is not up; returns once it answers."""
     found = controller.up(load_settings(), args.wait)
-    out.value({"url": found.url, "server_pid": found.server_pid, "worker_pid": found.worker_pid})
+    if args.limit:
+        from gpujobs import prefect_api  # noqa: PLC0415 - only where asked for
+
+        prefect_api.limit_runs(found.url, args.limit)
+    value: dict[str, Any] = {"url": found.url, "server_pid": found.server_pid, "worker_pid": found.worker_pid}
     out.text(f"the controller is up: {found.url} (its pages: {found.url.removesuffix('/api')})")
+    if args.automations:
+        from gpujobs import automations  # noqa: PLC0415 - only where asked for
+
+        value["automations"] = automations.set_up(found.url, args.wait)
+        for name, became in value["automations"].items():
+            out.text(f"automation {became}: {name}")
+    out.value(value)
     return 0
 
 
@@ -32,9 +44,9 @@ def down(args: Namespace, out: Output) -> int:
     return 0
 
 
-def serve(_: Namespace, out: Output) -> int:
+def serve(args: Namespace, out: Output) -> int:
     """Run recipes in this process for the Prefect server that the settings name, until SIGTERM."""
     from gpujobs import worker  # noqa: PLC0415 - brings Prefect
 
     del out
-    return worker.serve(load_settings())
+    return worker.serve(load_settings(), limit=args.limit)

@@ -8,6 +8,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
@@ -19,7 +20,7 @@ from gpujobs.cli.opening import ledger_of, load_settings
 from gpujobs.cli.output import Output
 from gpujobs.clock import SystemClock
 from gpujobs.errors import BadInput, GpujobsError
-from gpujobs.settings import Settings
+from gpujobs.settings import DEFAULT_BLOCK, Settings
 
 _PROBE_PREFIX = "gj-doctor-"  # no machine is ever called so: the list is asked for, and is empty
 _SKEW_S = 30.0
@@ -110,10 +111,12 @@ def _backend(settings: Settings, name: str) -> Iterator[Finding]:
             yield Finding(f"{name} token", "warn", f"{name.upper()}_TOKEN is not set, so {name} is left out")
             return
         backend = backends.load(name, settings, clock=SystemClock())
-    except BadInput as error:
+    except GpujobsError as error:
         yield Finding(f"{name} token", "fail", str(error))
         return
-    yield Finding(f"{name} token", "ok", f"{name.upper()}_TOKEN is set")
+    own = replace(settings, blocks=None).account(name).token
+    where = f"{name.upper()}_TOKEN is set" if own else f"from the Prefect block {name}-credentials/{DEFAULT_BLOCK}"
+    yield Finding(f"{name} token", "ok", where)
     yield _guarded(f"{name} API", lambda: _asked(backend, name))
     if account.api_url:
         yield _clock(name, account.api_url)

@@ -18,7 +18,7 @@ from gpujobs.cli.parser import Command, parse
 from gpujobs.errors import Cancelled, GpujobsError
 from gpujobs.progress import clean, drop
 
-_SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASS|CREDENTIAL|NOTIFY", re.IGNORECASE)
 _PASSWORD_IN_URL = re.compile(r"(://[^/\s:@]*:)[^@\s]+@")
 _LONGEST_MESSAGE = 2000
 _SHORTEST_SECRET = 4  # shorter ones stand in every text
@@ -107,7 +107,7 @@ def _secrets() -> Iterator[str]:
     except (GpujobsError, OSError, ImportError):
         config = {}
     tables += [config, *(table for table in config.values() if isinstance(table, dict))]
-    yield from (str(value) for value in config.get("secrets", {}).values())
+    yield from (str(value) for table in ("secrets", "notify") for value in config.get(table, {}).values())
     for table in tables:
         for name, value in table.items():
             if _SECRET_NAME.search(name) and isinstance(value, str) and len(value) >= _SHORTEST_SECRET:

@@ -45,6 +45,7 @@ def enter(out: Output, *, serve: bool, aloud: bool) -> None:
         out.tell(warning)
     home = settings.private_folder(settings.load().home / "fake")
     os.environ["GPUJOBS_HOME"] = str(home)
+    os.environ["GPUJOBS_FAKE"] = "1"
     os.environ["GPUJOBS_DATABASE_URL"] = f"sqlite:///{home.absolute()}/ledger.db"
     _forget_prefect(home)
     if serve:

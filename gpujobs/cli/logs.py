@@ -15,6 +15,8 @@ from gpujobs.follow import Follower
 from gpujobs.ledger import Ledger
 from gpujobs.ledger_rows import Run
 from gpujobs.progress import TerminalReporter
+from gpujobs.settings import Settings
+from gpujobs.store_folder import folder_of
 
 _PIECE_BYTES = 2**18
 
@@ -24,14 +26,14 @@ def logs(args: Namespace, out: Output) -> int:
     found = load_settings()
     with ledger_of(found) as ledger:
         run = find_run(ledger, args.run)
-        folder = found.runs / run.id
-        log = _log(ledger, run, folder, args.attempt)
         if args.follow:
             if args.attempt is not None:
                 raise BadInput("--attempt names a log that is whole; leave it out to follow the newest")
-            run = _follow(ledger, run, folder, _Piped(out)) or run
-        elif not out.json:
-            _copy(log, _Piped(out))
+            run, log = _follow_all(ledger, run, found, _Piped(out))
+        else:
+            log = _log(ledger, run, folder_of(found, run), args.attempt)
+            if not out.json:
+                _copy(log, _Piped(out))
     if out.json:
         text = log.read_bytes().decode("utf-8", errors="replace") if log.exists() else ""
         out.value({"run_id": run.id, "state": run.state, "log": str(log), "output": text})
@@ -81,6 +83,18 @@ def _follow(ledger: Ledger, run: Run, folder: Path, reporter: TerminalReporter) 
         return follow_to_end(follower, interrupts, react=_leave, reporter=reporter)
 
 
+def _follow_all(ledger: Ledger, run: Run, found: Settings, reporter: TerminalReporter) -> tuple[Run, Path]:
+    """Follow what comes here; where another host drove the run, print at its end what the store has beyond that."""
+    own = found.runs / run.id / "output.log"
+    ended = _follow(ledger, run, own.parent, reporter)
+    if ended is None:
+        return run, own
+    log = folder_of(found, ended) / "output.log"
+    if log != own:
+        _copy(log, reporter, skip=own.stat().st_size if own.exists() else 0)
+    return ended, log
+
+
 def _leave(_: Signals) -> bool:
     return True
 
@@ -94,9 +108,10 @@ def _log(ledger: Ledger, run: Run, folder: Path, attempt: int | None) -> Path:
     return folder / f"attempt-{attempt}.log"
 
 
-def _copy(log: Path, reporter: TerminalReporter) -> None:
+def _copy(log: Path, reporter: TerminalReporter, skip: int = 0) -> None:
     try:
         with log.open("rb") as file:
+            file.seek(skip)
             while data := file.read(_PIECE_BYTES):
                 reporter.output(data)
     except FileNotFoundError:

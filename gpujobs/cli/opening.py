@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gpujobs import settings
 from gpujobs.errors import BadInput
 from gpujobs.ledger_rows import Run
+from gpujobs.prefect_blocks import PrefectBlocks
 from gpujobs.settings import Settings
 
 if TYPE_CHECKING:
@@ -16,9 +18,10 @@ if TYPE_CHECKING:
 def load_settings() -> Settings:
     """Read the settings; raises BadInput also where the home cannot be made."""
     try:
-        return settings.load()
+        found = settings.load()
     except OSError as error:
         raise BadInput(f"{error.filename}: {error.strerror}; set GPUJOBS_HOME to a folder of yours") from error
+    return replace(found, blocks=PrefectBlocks(found))
 
 
 @contextmanager

@@ -111,6 +111,14 @@ def _reap(parser: argparse.ArgumentParser) -> None:
 
 def _up(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wait", type=_seconds, default=90.0, metavar="SECONDS", help="for its server to answer (90)")
+    parser.add_argument("--automations", action="store_true", help="have crashed and silent runs call the reaper")
+    _serve(parser)
+
+
+def _serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--limit", type=_count, default=None, metavar="N", help="runs at a time, of all hosts: your quota"
+    )
 
 
 COMMANDS: Sequence[Command] = (
@@ -134,7 +142,7 @@ COMMANDS: Sequence[Command] = (
     Command("doctor", "check settings, tokens, clouds and tools", "doctor", _nothing, cloud=True),
     Command("up", "start the local controller", "control", _up, cloud=True),
     Command("down", "end the local controller", "control", _nothing),
-    Command("serve", "run recipes in this process, for a Prefect server", "control", _nothing, cloud=True),
+    Command("serve", "run recipes in this process, for a Prefect server", "control", _serve, cloud=True),
     Command("schema", "print the recipe's JSON schema, for editors", "recipes", _nothing, fakeable=False),
 )
 

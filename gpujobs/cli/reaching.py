@@ -25,7 +25,7 @@ def reach(host: Host, run: Run) -> Reached:
     alive = [record for record in host.ledger.machines(run.id) if record.alive and record.id]
     if not alive:
         raise BadInput(f"run {run.id} has no machine now (it is {run.state}); see: gpujobs status {run.id}")
-    record, backend = alive[-1], host.backend(alive[-1].backend)
+    record, backend = alive[-1], host.of_run(run).backend(alive[-1].backend)
     key = host.settings.home / "ssh" / "id_ed25519"
     access = backend.access(_machine(record)) if record.host_key and key.exists() else None
     if access is None:

@@ -11,6 +11,7 @@ from gpujobs.ledger import Ledger
 from gpujobs.ledger_rows import Attempt, MachineRecord, Run
 from gpujobs.progress import time_text
 from gpujobs.settings import Settings
+from gpujobs.store_folder import stored_files
 
 
 def outputs_of(run: Run, found: Settings) -> Mapping[str, Path]:
@@ -22,14 +23,16 @@ def outputs_of(run: Run, found: Settings) -> Mapping[str, Path]:
 
 def summary(run: Run, ledger: Ledger, found: Settings) -> Mapping[str, Any]:
     """Give how a run stands."""
+    log = found.runs / run.id / "output.log"
+    elsewhere = {} if log.exists() else stored_files(found, run)
     return {
         "run_id": run.id,
         "name": run.name,
         "state": run.state,
         "exit_code": run.exit_code,
         "error": run.error,
-        "outputs": {name: str(path) for name, path in outputs_of(run, found).items()},
-        "log": str(found.runs / run.id / "output.log"),
+        "outputs": elsewhere.get("outputs") or {name: str(path) for name, path in outputs_of(run, found).items()},
+        "log": elsewhere.get("log") or str(log),
         "cost_cny": run.cost_cny if run.ended_at else ledger.cost_cny(run.id),
         "machines_alive": sum(machine.alive for machine in ledger.machines(run.id)),
     }

@@ -1,7 +1,8 @@
-"""What is sent to the machine: POSIX sh alone, read from the files beside this one."""
+"""What is sent to the machine, read from the files beside this one: POSIX sh, and Python 3.6 for calls of functions."""
 
 import base64
 import re
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 
@@ -16,6 +17,12 @@ _BASE = re.compile(r"(?:/|~/)[A-Za-z0-9._/-]+")
 def runner_text() -> str:
     """Read runner.sh; its head is the contract of an attempt's folder."""
     return files(__name__).joinpath("runner.sh").read_text("utf-8")
+
+
+def call_files() -> Mapping[str, str]:
+    """Read what makes a call of a function on the machine: texts by their paths in the call's folder there."""
+    names = {"call.py": "call.py", "lib/gpujobs_encode.py": "encode.py", "lib/gpujobs/__init__.py": "standin.py"}
+    return {path: files(__name__).joinpath(name).read_text("utf-8") for path, name in names.items()}
 
 
 def keeper_command(*, base: str, boot_grace_s: int, max_duration_s: int, linger_s: int) -> str:

@@ -10,7 +10,7 @@ import pytest
 from gpujobs import reaper
 from gpujobs.backends import load
 from gpujobs.clock import StopToken, SystemClock
-from gpujobs.errors import Detached
+from gpujobs.errors import Busy, Detached
 from gpujobs.host import Host
 from gpujobs.lifecycle import execute, new_run_id, open_run
 from gpujobs.run_folder import RunFolder
@@ -46,7 +46,7 @@ def test_a_machine_unknown_to_the_ledger_is_released_only_when_told_to(
     backend: str, later: Host, control: Control, cloud_settings: Settings
 ) -> None:
     rent_by_hand(control, cloud_settings, backend, "gj-tester-aaaa111111-1")
-    assert [found.action for found in reaper.survey(later)] == ["ask"]
+    assert [found.action for found in reaper.survey(later, later.backend(backend))] == ["ask"]
     assert reaper.reap(later, yes=False, reporter=Memory()).released == []
     assert control.alive() == ["gj-tester-aaaa111111-1"]
     result = reaper.reap(later, yes=True, reporter=Memory())
@@ -67,7 +67,7 @@ def test_machines_that_are_not_ours_are_never_touched(
     backend: str, name: str, later: Host, control: Control, cloud_settings: Settings
 ) -> None:
     rent_by_hand(control, cloud_settings, backend, name)
-    assert reaper.survey(later) == []
+    assert reaper.survey(later, later.backend(backend)) == []
     reaper.reap(later, yes=True, reporter=Memory())
     assert control.alive() == [name]
 
@@ -76,7 +76,7 @@ def test_a_run_at_work_keeps_its_machine(backend: str, host: Host, control: Cont
     def reap_meanwhile(phase: str) -> None:
         if phase == "run":
             with Host.open(cloud_settings, timing=QUICK) as rival:
-                assert [found.action for found in reaper.survey(rival)] == ["leave"]
+                assert [found.action for found in reaper.survey(rival, rival.backend(backend))] == ["leave"]
                 assert reaper.reap(rival, yes=True, reporter=Memory()).released == []
 
     run_id = new_run_id()
@@ -98,7 +98,7 @@ def test_a_run_that_nobody_drives_is_ended_and_its_outputs_come_home(
     if died:
         assert host.ledger.claim_run(run_id, "elsewhere:1:dead", lease_s=1, now=host.clock.now())
     else:  # it was left to itself, which a pass that was not told to leaves alone
-        assert [found.action for found in reaper.survey(later)] == ["ask"]
+        assert [found.action for found in reaper.survey(later, later.backend(backend))] == ["ask"]
         assert reaper.reap(later, yes=False, reporter=reporter).released == []
         assert len(control.alive()) == 1
     assert reaper.recover(later) == [run_id]
@@ -108,6 +108,28 @@ def test_a_run_that_nobody_drives_is_ended_and_its_outputs_come_home(
     folder = RunFolder(later.settings.runs / run_id)
     assert folder.log.read_bytes() == b"begun\n"
     assert (folder.outputs / "kept").read_text() == "kept\n"
+
+
+@pytest.mark.parametrize("state", ["succeeded", "failed"])
+def test_a_run_that_came_to_its_end_under_the_reaper_stays_as_it_ended(
+    backend: str, state: str, host: Host, control: Control
+) -> None:
+    run_id = new_run_id()
+    open_run(host, recipe_for(backend), run_id=run_id)
+    host.ledger.update_run(run_id, state=state)
+    reaper._end_run(host, run_id, Memory())
+    assert (host.ledger.get_run(run_id).state, control.machines()) == (state, [])
+
+
+def test_a_run_that_another_has_taken_under_the_reaper_is_left_to_it(
+    backend: str, host: Host, control: Control
+) -> None:
+    run_id = new_run_id()
+    open_run(host, recipe_for(backend), run_id=run_id)
+    host.ledger.claim_run(run_id, "elsewhere:1:alive", lease_s=60, now=host.clock.now())
+    with pytest.raises(Busy):
+        reaper._end_run(host, run_id, Memory())
+    assert (host.ledger.get_run(run_id).state, control.machines()) == ("submitted", [])
 
 
 def test_what_the_provider_lists_no_longer_is_marked_gone(

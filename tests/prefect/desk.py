@@ -122,8 +122,17 @@ def until(done: Callable[[], object], *, within_s: float = 30) -> None:
 
 
 def starts_and_left(truth: Control, run_id: str) -> tuple[int, Sequence[str]]:
-    """How often the run's command was started, by the cloud's own ledger, and which machines of it are still there."""
-    machines = [machine for machine in truth.machines() if f"-{run_id}-" in machine["name"]]
+    """How often the run's command was started, by the cloud's own ledger, and which machines of it are still there.
+
+    The providers get some seconds to shut down what they were told to.
+    """
+    deadline = time.monotonic() + 5
+    while True:
+        machines = [machine for machine in truth.machines() if f"-{run_id}-" in machine["name"]]
+        left = [machine["name"] for machine in machines if machine["gone_at"] is None]
+        if not left or time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
     commands = [command for machine in machines for command in machine["commands"]]
     begun = [command for command in commands if command["command"].endswith(STARTS) and command["exit_code"] == 0]
-    return len(begun), [name for name in truth.left() if f"-{run_id}-" in name]
+    return len(begun), left

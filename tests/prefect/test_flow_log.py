@@ -76,9 +76,9 @@ def test_terminal_escapes_and_broken_characters_are_not_passed_on(
 
 def test_phase_comes_behind_the_output_before_it(log: RunLog, caplog: pytest.LogCaptureFixture) -> None:
     log.output(b"working")
-    log.phase("pull", "")
+    log.phase("pull", "m")
     log.note("careful")
-    assert said(caplog) == ["working", "pull", "careful"]
+    assert said(caplog) == ["working", "pull: m", "careful"]
 
 
 def test_endless_output_is_cut_with_the_place_of_the_rest(log: RunLog, caplog: pytest.LogCaptureFixture) -> None:
@@ -98,3 +98,22 @@ def test_progress_is_told_every_half_minute_and_at_the_end(
         log.progress("uploading x", second, 100)
     log.progress("uploading x", 100, 100)
     assert said(caplog) == [f"uploading x: {done} B of 100 B" for done in (30, 60, 100)]
+
+
+def test_output_says_how_far_it_goes_and_is_gone_on_with_from_there(
+    log: RunLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    log.phase("run", "gj-tester-aaaa111111-2")
+    log.output(b"one\n")
+    log.flush(force=True)
+    assert flow_log.told_of(record.name for record in caplog.records) == (2, 4)
+    another = RunLog(logging.getLogger("run"), where="")
+    another.catch_up(2, 4, b"two\n")
+    another.phase("run", "gj-tester-aaaa111111-2")
+    another.output(b"three\n")
+    another.flush(force=True)
+    assert flow_log.told_of(record.name for record in caplog.records) == (2, 14)
+    another.phase("boot", "gj-tester-aaaa111111-3")
+    another.output(b"new\n")
+    another.flush(force=True)
+    assert flow_log.told_of(record.name for record in caplog.records) == (3, 4)

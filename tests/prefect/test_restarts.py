@@ -8,6 +8,7 @@ import pytest
 
 from gpujobs import controller, prefect_api, process
 from gpujobs.settings import Settings
+from gpujobs.worker_upkeep import taken_by
 from tests.cloud import Control
 from tests.prefect.desk import Desk, starts_and_left, until
 
@@ -67,9 +68,8 @@ def test_run_that_a_dead_host_had_only_taken_is_begun_by_the_next(desk: Desk, tr
     run_id, flow_run_id = desk.submit("echo hello")
     name = desk.ask("GET", "/work_pools/gpujobs")["name"]
     workers = desk.ask("POST", f"/work_pools/{name}/workers/filter", {})
-    labels = {"prefect.worker.name": workers[0]["name"]}
-    desk.ask("PATCH", f"/flow_runs/{flow_run_id}/labels", labels)
-    desk.ask("POST", f"/flow_runs/{flow_run_id}/set_state", {"state": {"type": "PENDING"}})
+    taken = {"type": "PENDING", "message": taken_by(workers[0]["name"])}
+    desk.ask("POST", f"/flow_runs/{flow_run_id}/set_state", {"state": taken})
     controller.up(desk.settings)
     assert desk.ended(flow_run_id)[0] == "COMPLETED"
     assert starts_and_left(truth, run_id) == (1, [])

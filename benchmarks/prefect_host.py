@@ -1,0 +1,435 @@
+"""What a run costs the controller: our host, side by side with Prefect's process worker and a flow that does nothing.
+
+Each has a Prefect server of its own, started as `gpujobs up` starts it, that counts the calls that it gets; servers,
+hosts and the fake cloud are on this one machine. Of each number of runs, all are due at once:
+
+start    seconds from being due to Running, the median run and the last one
+memory   MB of the host (of the worker and its processes) more than at rest, by run, while all of them wait
+calls    HTTP calls to the Prefect API by run, from its creation to its end, those of an idle host left out
+CPU      seconds by run: of the server, and of the host (the worker with its processes), less what they use at rest
+
+Our runs wait for machines that are kept in creating; those of the process worker sleep. The CPU is measured over whole
+runs: plan, rent, push, run, pull and release here, nothing there; `own work` is the CPU of the same recipes in one
+process without Prefect.
+python benchmarks/prefect_host.py [RUNS ...]   (1 10 50; CPU at 20)
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import requests
+
+from gpujobs import controller, lifecycle, prefect_api, prefect_database
+from gpujobs import settings as gpujobs_settings
+from gpujobs.clock import StopToken
+from gpujobs.host import Host
+from gpujobs.recipe import Recipe
+
+ROOT = Path(__file__).parent.parent
+TICKS = os.sysconf("SC_CLK_TCK")
+FINAL = ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]
+AT_ONCE = 20
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
+Scope = MutableMapping[str, Any]
+
+NOTHING = """
+import asyncio
+import os
+
+from prefect import flow
+
+
+@flow
+async def nothing(seconds: float = 0.0) -> None:
+    await asyncio.sleep(seconds)
+"""
+
+
+def counted() -> Any:
+    """Make the Prefect server, with a page /_count of how often each path was called since it was asked."""
+    from gpujobs.prefect_server import create_app  # noqa: PLC0415 - only in the server's process
+
+    inner, counts = create_app(), Counter[str]()
+
+    async def app(scope: Scope, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+        if scope["type"] != "http":
+            return await inner(scope, receive, send)
+        if scope["path"] != "/_count":
+            counts[f"{scope['method']} {_UUID.sub('ID', scope['path'])}"] += 1
+            return await inner(scope, receive, send)
+        body = json.dumps(counts).encode()
+        counts.clear()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        return await send({"type": "http.response.body", "body": body})
+
+    return app
+
+
+@dataclass(kw_only=True)
+class Place:
+    """A Prefect server and what runs its flows."""
+
+    home: Path
+    environment: dict[str, str]
+    port: int = field(default_factory=lambda: _free_port())  # noqa: PLW0108 - it stands further down
+    processes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
+
+    @property
+    def api(self) -> str:
+        """Its API."""
+        return f"http://127.0.0.1:{self.port}/api"
+
+    def spawn(self, name: str, *arguments: str, **more: str) -> None:
+        """Start one of its processes."""
+        with (self.home / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, *arguments], env={**self.environment, **more}, stdout=log, stderr=log, cwd=self.home
+            )
+
+    def start_server(self) -> None:
+        """Start it, with the settings of our own."""
+        prefect_database.lay_out(self.home / "prefect" / "prefect.db")
+        options = ["--host", "127.0.0.1", "--port", str(self.port), "--log-level", "warning"]
+        settings = controller.server_settings(self.port)
+        self.spawn("server", "-m", "uvicorn", "--factory", "prefect_host:counted", *options, **settings)
+        _until(self._answers, 180)
+
+    def _answers(self) -> bool:
+        with suppress(requests.RequestException):
+            return requests.get(f"{self.api}/health", timeout=2).ok
+        return False
+
+    def ask(self, method: str, path: str, body: object = None) -> Any:
+        """Call the API, again while it is too busy."""
+        while (reply := requests.request(method, self.api + path, json=body, timeout=60)).status_code == 503:
+            time.sleep(0.3)
+        reply.raise_for_status()
+        return reply.json() if reply.content else None
+
+    def calls(self) -> Mapping[str, int]:
+        """Give what was called since the last time, without what asks for work: that is as often for no run."""
+        found: Mapping[str, int] = requests.get(f"http://127.0.0.1:{self.port}/_count", timeout=10).json()
+        ours = ("/count", "/health", "filter")
+        return {path: n for path, n in found.items() if "get_scheduled" not in path and not path.endswith(ours)}
+
+    def cpu_s(self) -> Mapping[str, float]:
+        """Give the CPU seconds of the server and of the worker, with all children, those that have ended too."""
+        return {name: sum(_cpu_s(pid) for pid in _family(process.pid)) for name, process in self.processes.items()}
+
+    def memory_mb(self) -> float:
+        """Give the memory of what runs the flows, with its processes."""
+        return sum(_memory_mb(pid) for pid in _family(self.processes["worker"].pid))
+
+    def end(self) -> None:
+        """End its processes."""
+        for process in reversed(self.processes.values()):
+            process.terminate()
+        for process in self.processes.values():
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            process.kill()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What was measured of one way to run flows."""
+
+    start_s: Sequence[float] = ()
+    memory_mb: float = 0.0
+    asked_per_s: float = 0.0
+    calls: float = 0.0
+    cpu_s: Mapping[str, float] = field(default_factory=dict)
+    paths: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """One way to run flows: how a run of it is made (to wait, or to be done at once), and how those that wait end."""
+
+    place: Place
+    submit: Callable[[bool], str]
+    let_go: Callable[[], None]
+    asked: Callable[[], int] = lambda: 0  # how often the provider was asked for its list so far
+
+    def measure_start(self, number: int) -> Figures:
+        """Have so many runs wait at once."""
+        place, rest_mb = self.place, self.place.memory_mb()
+        ids = [self.submit(True) for _ in range(number)]
+        runs = self._await(ids, ["RUNNING"])
+        time.sleep(5)  # those that came last get to where they wait
+        asked = self.asked()
+        time.sleep(10)
+        asked_per_s = (self.asked() - asked) / 10
+        memory_mb = (place.memory_mb() - rest_mb) / number
+        self.let_go()
+        self._await(ids, FINAL)
+        start_s = [_seconds(run["start_time"]) - _seconds(run["expected_start_time"]) for run in runs]
+        return Figures(start_s=start_s, memory_mb=memory_mb, asked_per_s=asked_per_s)
+
+    def warm_up(self) -> None:
+        """Have one run done: what is imported, opened and made once is no part of a run's cost."""
+        _until(lambda: self.place.ask("POST", "/work_pools/filter", {}), 120)
+        self._await([self.submit(False)], FINAL)
+
+    def measure_cpu(self, number: int) -> Figures:
+        """Have so many runs done at once."""
+        rate = self._rate()
+        self.place.calls()
+        began, before = time.monotonic(), self.place.cpu_s()
+        ids = [self.submit(False) for _ in range(number)]
+        self._await(ids, FINAL)
+        time.sleep(7)  # what the server writes late
+        after, took_s = self.place.cpu_s(), time.monotonic() - began
+        calls = self.place.calls()
+        return Figures(
+            cpu_s={name: (after[name] - before[name] - rate[name] * took_s) / number for name in after},
+            calls=sum(calls.values()) / number,
+            paths={path: count / number for path, count in calls.items()},
+        )
+
+    def _rate(self) -> Mapping[str, float]:
+        """Give the CPU seconds a second at rest."""
+        time.sleep(8)
+        before = self.place.cpu_s()
+        time.sleep(10)
+        return {name: (after - before[name]) / 10 for name, after in self.place.cpu_s().items()}
+
+    def _await(self, ids: Sequence[str], states: Sequence[str]) -> Sequence[Mapping[str, Any]]:
+        query = {"flow_runs": {"id": {"any_": list(ids)}, "state": {"type": {"any_": list(states)}}}}
+        _until(lambda: self.place.ask("POST", "/flow_runs/count", query) == len(ids), 900, every_s=1.0)
+        found: Sequence[Mapping[str, Any]] = self.place.ask("POST", "/flow_runs/filter", query)
+        return found
+
+
+def ours(place: Place, fake_url: str) -> Subject:
+    """Start our host, for a fake cloud that keeps machines in creating where a run is to wait."""
+    place.start_server()
+    place.spawn("worker", "-P", "-m", "gpujobs", "serve", PREFECT_API_URL=place.api)
+    settings = gpujobs_settings.load()
+
+    def submit(waits: bool) -> str:
+        if waits:
+            ask_fake(fake_url, "POST", "faults", {"kind": "stuck_in_creating", "machine": "*", "count": None})
+        return prefect_api.submit(settings, place.api, recipe())[1]
+
+    def let_go() -> None:
+        ask_fake(fake_url, "DELETE", "faults")
+
+    def asked() -> int:
+        return json.dumps(ask_fake(fake_url, "GET", "calls?limit=1000000")).count("matrixdc.list_instances")
+
+    found = Subject(place=place, submit=submit, let_go=let_go, asked=asked)
+    found.warm_up()
+    return found
+
+
+def theirs(place: Place) -> Subject:
+    """Start Prefect's process worker, for a flow that does nothing."""
+    place.start_server()
+    (place.home / "nothing.py").write_text(NOTHING)
+    prefect = [sys.executable, "-m", "prefect"]
+    pool = [*prefect, "work-pool", "create", "processes", "--type", "process"]
+    deploy = [*prefect, "--no-prompt", "deploy", "nothing.py:nothing", "--name", "nothing", "--pool", "processes"]
+    for command in (pool, deploy):
+        environment = {**place.environment, "PREFECT_API_URL": place.api}
+        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, cwd=place.home)
+    deployment = place.ask("GET", "/deployments/name/nothing/nothing")["id"]
+    quick = {"PREFECT_WORKER_QUERY_SECONDS": "0.5", "PREFECT_WORKER_PREFETCH_SECONDS": "0"}
+    place.spawn("worker", *prefect[1:], "worker", "start", "--pool", "processes", PREFECT_API_URL=place.api, **quick)
+
+    def submit(waits: bool) -> str:
+        body = {"parameters": {"seconds": 3600.0 if waits else 0.0}}
+        return str(place.ask("POST", f"/deployments/{deployment}/create_flow_run", body)["id"])
+
+    def let_go() -> None:
+        for pid in _family(place.processes["worker"].pid)[1:]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    found = Subject(place=place, submit=submit, let_go=let_go)
+    found.warm_up()
+    return found
+
+
+def ask_fake(url: str, method: str, path: str, body: object = None) -> Any:
+    """Call the fake cloud's control room."""
+    headers = {"X-Fake-Control": "fake-control"}
+    reply = requests.request(method, f"{url}/_fake/{path}", json=body, headers=headers, timeout=60)
+    reply.raise_for_status()
+    return reply.json()
+
+
+def recipe() -> Recipe:
+    """A recipe that does next to nothing."""
+    resources = {"infra": "matrixdc", "accelerators": "4090"}
+    return Recipe.model_validate({"name": "t", "resources": resources, "run": "echo hello", "max_duration": "1h"})
+
+
+def own_work_s(number: int) -> float:
+    """Give the CPU seconds of one run among so many that one process drives at once, without Prefect."""
+    settings = gpujobs_settings.load()
+    with Host.open(settings) as host:
+        _drive(host, 1)
+        before = time.process_time()
+        _drive(host, number)
+        return (time.process_time() - before) / number
+
+
+def _drive(host: Host, number: int) -> None:
+    def run() -> None:
+        run_id = lifecycle.new_run_id()
+        lifecycle.open_run(host, recipe(), run_id=run_id)
+        lifecycle.execute(host, run_id, stop=StopToken(), reporter=Silent())
+
+    threads = [threading.Thread(target=run) for _ in range(number)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+class Silent:
+    """A reporter that nobody reads."""
+
+    def phase(self, name: str, detail: str) -> None:
+        """Drop it."""
+
+    def progress(self, what: str, done: int, total: int | None) -> None:
+        """Drop it."""
+
+    def note(self, text: str) -> None:
+        """Drop it."""
+
+    def output(self, data: bytes) -> None:
+        """Drop it."""
+
+
+def _family(pid: int) -> list[int]:
+    found = [pid]
+    for parent in found:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            for task in Path(f"/proc/{parent}/task").iterdir():
+                found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+def _cpu_s(pid: int) -> float:
+    """CPU of a process, and of its children that have ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(int(value) for value in fields[11:15]) / TICKS
+    return 0.0
+
+
+def _memory_mb(pid: int) -> float:
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return 0.0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _seconds(moment: str) -> float:
+    return datetime.fromisoformat(moment).timestamp()
+
+
+def _until(done: Callable[[], object], within_s: float, *, every_s: float = 0.2) -> None:
+    deadline = time.monotonic() + within_s
+    while not done():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(every_s)
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[tuple[str, Callable[[str], Place]]]:
+    """Start a fake cloud, and point this process at it and at an empty home; give its URL, and what makes a place."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "GPUJOBS_"))}
+    environment = {**kept, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}", "DO_NOT_TRACK": "1"}
+    command = [sys.executable, "-P", "-m", "fake_server", "--port", "0", "--seed", "1"]
+    places: list[Place] = []
+
+    def place(name: str) -> Place:
+        home = folder / name
+        (home / "prefect").mkdir(parents=True)
+        places.append(Place(home=home, environment={**environment, "PREFECT_HOME": str(home / "prefect")}))
+        return places[-1]
+
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as fake:
+        try:
+            assert fake.stdout is not None
+            url = fake.stdout.readline().split()[-1]
+            environment |= {"AUTODL_TOKEN": "", "MATRIXDC_TOKEN": "fake-token", "MATRIXDC_NAMESPACE": "fake-user"}
+            environment |= {"MATRIXDC_API_URL": f"{url}/mdc/api/v1", "XDG_CONFIG_HOME": str(folder)}
+            environment |= {"GPUJOBS_HOME": str(folder / "gpujobs"), "GPUJOBS_OWNER": "bench"}
+            os.environ.update(environment)
+            yield url, place
+        finally:
+            for one in places:
+                one.end()
+            fake.terminate()
+
+
+def show_start(name: str, subject: Subject, number: int) -> Figures:
+    """Measure, and print a line."""
+    found = subject.measure_start(number)
+    starts = f"{median(found.start_s):.1f} ({max(found.start_s):.1f})"
+    print(
+        f"{name:16}{number:>6}{starts:>16}{found.memory_mb:>10.1f}{found.asked_per_s:>10.2f}{os.getloadavg()[0]:>8.1f}",
+        flush=True,
+    )
+    return found
+
+
+def show_cpu(name: str, subject: Subject, own_s: float) -> float:
+    """Measure, and print a line; give the CPU seconds of a run beyond its own work."""
+    found = subject.measure_cpu(AT_ONCE)
+    beyond_s = sum(found.cpu_s.values()) - own_s
+    server_s, worker_s = found.cpu_s["server"], found.cpu_s["worker"]
+    shown = "".join(f"{value:>10.2f}" for value in (server_s, worker_s, own_s, beyond_s))
+    print(f"{name:16}{AT_ONCE:>6}{shown}{found.calls:>8.1f}{os.getloadavg()[0]:>8.1f}", flush=True)
+    for path, count in sorted(found.paths.items(), key=lambda item: -item[1]):
+        print(f"{'':24}{count:6.2f} {path}")
+    return beyond_s
+
+
+def main() -> None:
+    """Print the tables and the ratios."""
+    numbers = [int(word) for word in sys.argv[1:]] or [1, 10, 50]
+    with tempfile.TemporaryDirectory() as folder, opened(Path(folder)) as (fake_url, place):
+        us, them = ours(place("ours"), fake_url), theirs(place("theirs"))
+        print(f"{'':16}{'runs':>6}{'start s (last)':>16}{'MB a run':>10}{'lists/s':>10}{'load':>8}")
+        for number in numbers:
+            mine = show_start("gpujobs", us, number)
+            peer = show_start("process worker", them, number)
+            print(f"{'ratio':16}{'':6}{median(mine.start_s) / median(peer.start_s):>16.2f}", end="")
+            print(f"{mine.memory_mb / peer.memory_mb:>10.3f}")
+        names = [f"{name:>10}" for name in ("server", "host", "own work", "beyond")] + [f"{'calls':>8}{'load':>8}"]
+        print(f"{'CPU s a run':16}{'runs':>6}" + "".join(names))
+        mine_s, peer_s = show_cpu("gpujobs", us, own_work_s(AT_ONCE)), show_cpu("process worker", them, 0.0)
+        print(f"{'ratio':16}{'':36}{mine_s / peer_s:>10.2f}")
+
+
+if __name__ == "__main__":
+    main()

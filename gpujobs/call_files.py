@@ -1,0 +1,164 @@
+"""The files of one call that go to the machine: what is to be called, and with what."""
+
+import inspect
+import io
+import json
+import os
+import pickle
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FunctionType
+from typing import Any, BinaryIO
+
+from gpujobs.call_source import Source, main_module
+from gpujobs.errors import BadInput
+from gpujobs.remote import call_files
+from gpujobs.settings import private_folder, private_opener
+
+IN_WORKDIR = "./.gpujobs-call"  # the call's folder on the machine
+_PROTOCOL = 4  # the newest that Python 3.6 reads
+_Pickle = Callable[[BinaryIO, BinaryIO], pickle.Pickler]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """What is called with what; `by_value` is given with the arguments where it is no part of the source."""
+
+    function: Callable[..., Any]
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+
+
+def write_call(folder: Path, call: Call, source: Source, *, trust_remote: bool) -> None:
+    """Write a call's folder; raises BadInput that names the argument, or what a closure holds, that cannot go."""
+    for path in ("", "lib", "lib/gpujobs", "out"):
+        private_folder(folder / path)
+    for name, text in call_files().items():
+        _write(folder / name, text)
+    in_main, by_value = source.module == "__main__", source.by_value
+    if not by_value:
+        in_main |= _pickled(folder, call, source, _plain_pickler)
+    main = main_module(source.workdir) if in_main and not by_value else None
+    if by_value or (in_main and main is None):
+        by_value = True
+        _pickled(folder, call, source, _value_pickler)
+        _copy_cloudpickle(folder / "lib")
+    spec = {
+        "module": source.module,
+        "function": source.name,
+        "from_source": not source.by_value,
+        "roots": list(source.roots),
+        "main": main,
+        "minor": list(sys.version_info[:2]) if by_value else None,
+        "trust_remote": trust_remote,
+    }
+    _write(folder / "call.json", json.dumps(spec))
+
+
+def _pickled(folder: Path, call: Call, source: Source, pickler: _Pickle) -> bool:
+    """Write the arguments, streamed; say whether something of the main module is among them."""
+    with (
+        open(folder / "arguments", "wb", opener=private_opener) as file,
+        open(folder / "arrays", "wb", opener=private_opener) as arrays,
+    ):
+        made = pickler(file, arrays)
+        try:
+            made.dump((call.function if source.by_value else None, tuple(call.args), dict(call.kwargs)))
+        except (pickle.PicklingError, TypeError, AttributeError, ValueError, RecursionError) as error:
+            raise BadInput(
+                _what_cannot_go(call, source, pickler) or f"the arguments cannot be sent: {error}"
+            ) from error
+    return bool(getattr(made, "of_main", False))
+
+
+def _what_cannot_go(call: Call, source: Source, pickler: _Pickle) -> str | None:
+    """Name the argument, or the variable of the closure, that cannot be pickled."""
+    bound = inspect.signature(call.function).bind(*call.args, **call.kwargs).arguments
+    for name, value in bound.items():
+        if why := _refusal(value, pickler):
+            return f"the argument {name} cannot be sent to a machine: {why}; send what it is made from instead"
+    for name, value in _closed_over(call.function) if source.by_value else ():
+        if why := _refusal(value, pickler):
+            return f"{name}, which {source.name} uses, cannot go to a machine: {why}; make it inside the function"
+    return None
+
+
+def _refusal(value: Any, pickler: _Pickle) -> str:
+    try:
+        pickler(io.BytesIO(), io.BytesIO()).dump(value)
+    except (pickle.PicklingError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        return str(error) or type(error).__name__
+    return ""
+
+
+def _closed_over(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
+    found = inspect.getclosurevars(function)
+    yield from {**found.nonlocals, **found.globals}.items()
+
+
+class _Arrays:
+    """Numpy arrays among the arguments: each goes once, as .npy, which any other version of numpy reads."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._offsets: dict[int, int] = {}
+        self._kept: list[Any] = []  # so that no other object gets the id of one that is written
+
+    def put(self, value: Any) -> tuple[int, bool] | None:
+        numpy = sys.modules.get("numpy")
+        if numpy is None or not (type(value) is numpy.ndarray or isinstance(value, numpy.generic)):
+            return None
+        if value.dtype.hasobject or not str(value.dtype).isascii():
+            return None
+        if id(value) not in self._offsets:
+            offset = self._file.seek(0, os.SEEK_END)
+            numpy.lib.format.write_array(self._file, numpy.asarray(value), allow_pickle=False)
+            self._offsets[id(value)] = offset
+            self._kept.append(value)
+        return self._offsets[id(value)], isinstance(value, numpy.generic)
+
+
+class _PlainPickler(pickle.Pickler):
+    """Pickles classes and functions by their names alone, and notes those of the main module."""
+
+    def __init__(self, file: BinaryIO, arrays: BinaryIO) -> None:
+        super().__init__(file, protocol=_PROTOCOL)
+        self._arrays = _Arrays(arrays)
+        self.of_main = False
+
+    def persistent_id(self, value: Any) -> Any:
+        return self._arrays.put(value)
+
+    def reducer_override(self, value: Any) -> Any:
+        self.of_main |= isinstance(value, type | FunctionType) and value.__module__ == "__main__"
+        return NotImplemented
+
+
+def _plain_pickler(file: BinaryIO, arrays: BinaryIO) -> pickle.Pickler:
+    return _PlainPickler(file, arrays)
+
+
+def _value_pickler(file: BinaryIO, arrays: BinaryIO) -> pickle.Pickler:
+    import cloudpickle  # noqa: PLC0415 - only for what is no part of the source
+
+    class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def persistent_id(self, value: Any) -> Any:
+            return kept.put(value)
+
+    kept = _Arrays(arrays)
+    return ValuePickler(file, protocol=_PROTOCOL)
+
+
+def _copy_cloudpickle(lib: Path) -> None:
+    import cloudpickle  # noqa: PLC0415
+
+    place = private_folder(lib / "cloudpickle")
+    for path in Path(cloudpickle.__file__).parent.glob("*.py"):
+        _write(place / path.name, path.read_text("utf-8"))
+
+
+def _write(path: Path, text: str) -> None:
+    with open(path, "w", encoding="utf-8", opener=private_opener) as file:
+        file.write(text)

@@ -1,0 +1,113 @@
+"""`@gpu_job` on a function: the same function, here or on a rented GPU machine."""
+
+import asyncio
+import functools
+import inspect
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, ParamSpec, TypeVar, Unpack
+
+from gpujobs.call_files import Call, write_call
+from gpujobs.call_fit import return_hint
+from gpujobs.call_job import Job, submit
+from gpujobs.call_outcome import Wanted
+from gpujobs.call_recipe import Keys, for_call, template
+from gpujobs.call_source import find_source, is_importable, source_folder
+from gpujobs.errors import BadInput
+from gpujobs.models import Reporter
+from gpujobs.progress import TerminalReporter
+from gpujobs.recipe import Recipe
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def gpu_job(**keys: Unpack[Keys]) -> Callable[[Callable[_P, _R]], "GpuFunction[_P, _R]"]:
+    """Let a function run on a rented GPU machine.
+
+    Args:
+        keys: those of a recipe, the ones under `resources` beside the others (`accelerators`, `infra`, `image`,
+            `max_price`, `max_duration`, `budget`, `envs`, `secrets`, `setup`, `outputs`, …), and
+            `workdir`, the folder that goes up (left out: the project's), `python`, the machine's interpreter (left out:
+            conda's or python3), and `trust_remote`, which lets the result come as a pickle.
+
+    Raises:
+        BadInput: a keyword is none, or its value cannot be; every mistake is in the message.
+    """
+
+    def decorate(function: Callable[_P, _R]) -> GpuFunction[_P, _R]:
+        return GpuFunction(function, keys)
+
+    return decorate
+
+
+class GpuFunction(Generic[_P, _R]):
+    """A function with verbs: called, or by `local`, it runs here; by the others on a machine rented for the call."""
+
+    __wrapped__: Callable[_P, _R]
+
+    def __init__(self, function: Callable[_P, _R], keys: Keys) -> None:
+        """Check the keywords; `gpu_job` is the usual way."""
+        if not inspect.isfunction(function):
+            raise BadInput(f"gpu_job goes on a function, not on {function!r}; write it below, over a def")
+        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+            raise BadInput(f"gpu_job: {function.__qualname__} is async or yields; make it a function that returns")
+        self._keys = keys
+        self._common: Recipe = template(keys, name=function.__name__, folder=source_folder(function))
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """Run the function here."""
+        return self.__wrapped__(*args, **kwargs)
+
+    def local(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """Run the function here."""
+        return self.__wrapped__(*args, **kwargs)
+
+    def remote(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """Run it on a rented machine and wait for what it returns; what it writes is printed as it comes.
+
+        Raises what the function raises (or RemoteError), and what `result` of the job from `submit` raises.
+        Ctrl-C cancels the call and waits for its machine to be released; a second one leaves that to the reaper.
+        """
+        job = self._submitted(TerminalReporter(), *args, **kwargs)
+        try:
+            return job.result()
+        except KeyboardInterrupt:
+            job.cancel()
+            job.wait_released()
+            raise
+
+    def submit(self, *args: _P.args, **kwargs: _P.kwargs) -> Job[_R]:
+        """Run it on a rented machine in the background; raises BadInput before anything is rented."""
+        return self._submitted(None, *args, **kwargs)
+
+    async def aremote(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """Be `remote` for asyncio; cancelling the task cancels the call."""
+        begin = functools.partial(self._submitted, TerminalReporter(), *args, **kwargs)
+        job = await asyncio.get_running_loop().run_in_executor(None, begin)
+        return await asyncio.wrap_future(job)
+
+    @cached_property
+    def wanted(self) -> Wanted:
+        """What is expected of a result: the function's own type hint, and whether a pickle is taken."""
+        return Wanted(hint=return_hint(self.__wrapped__), trust_remote=self._keys.get("trust_remote", False))
+
+    def __reduce__(self) -> Any:
+        """Go to a machine by name, or where it has none as the function itself."""
+        if is_importable(self.__wrapped__):
+            return self.__wrapped__.__qualname__
+        return functools.partial, (self.__wrapped__,)
+
+    def _submitted(self, reporter: Reporter | None, *args: _P.args, **kwargs: _P.kwargs) -> Job[_R]:
+        inspect.signature(self.__wrapped__).bind(*args, **kwargs)  # a TypeError, as a call here would raise
+        source = find_source(self.__wrapped__, workdir=self._keys.get("workdir"))
+        trust = self._keys.get("trust_remote", False)
+
+        def recipe_in(folder: Path) -> Recipe:
+            call = Call(function=self.__wrapped__, args=args, kwargs=kwargs)
+            write_call(folder, call, source, trust_remote=trust)
+            return for_call(self._common, workdir=source.workdir, files=folder, python=self._keys.get("python", ""))
+
+        return submit(recipe_in, wanted=self.wanted, reporter=reporter)

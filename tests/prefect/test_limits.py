@@ -1,0 +1,163 @@
+"""The team's quota: the pool's limit, and limits by GPU type, held while a machine is rented and no longer."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fake_server.server import FakeServer
+from gpujobs import prefect_api
+from gpujobs.clock import SystemClock
+from gpujobs.errors import BadInput
+from gpujobs.worker_slots import LeasedSlots
+from tests.cloud import Control
+from tests.prefect.desk import starts_and_left, until
+from tests.prefect.site import FixedDesk, Site, opened
+
+pytestmark = [pytest.mark.timeout(400), pytest.mark.xdist_group("limits")]
+GPU = "RTX 4090"
+LIMIT = f"gpujobs:{GPU}"
+UNTIL_TOLD = "echo begun; while [ ! -e /tmp/go ]; do sleep 0.2; done"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, FixedDesk, Control]]:
+    home = tmp_path_factory.mktemp("site")
+    with FakeServer(seed=1) as fake, opened(home, fake, "--limit", "20") as (site, desk, truth, _):
+        until(lambda: desk.deployments("run-recipe"), within_s=90)
+        yield site, desk, truth
+
+
+@pytest.fixture
+def site(place: tuple[Site, FixedDesk, Control]) -> Site:
+    return place[0]
+
+
+@pytest.fixture
+def desk(place: tuple[Site, FixedDesk, Control]) -> FixedDesk:
+    return place[1]
+
+
+@pytest.fixture
+def truth(place: tuple[Site, FixedDesk, Control]) -> Control:
+    return place[2]
+
+
+@pytest.fixture
+def one_place(desk: FixedDesk) -> Iterator[None]:
+    """A limit of one RTX 4090, as `prefect gcl create` makes it."""
+    desk.ask("POST", "/v2/concurrency_limits/", {"name": LIMIT, "limit": 1, "active": True})
+    yield
+    desk.ask("DELETE", f"/v2/concurrency_limits/{LIMIT}")
+
+
+def taken(desk: FixedDesk) -> int:
+    found: Any = desk.ask("GET", f"/v2/concurrency_limits/{LIMIT}")
+    return int(found["active_slots"])
+
+
+@pytest.fixture
+def slots(desk: FixedDesk, tmp_path: Path) -> LeasedSlots:
+    return LeasedSlots(desk.api, desk.ledger, tmp_path / "leases.json", driver="here", clock=SystemClock())
+
+
+def let_go(truth: Control) -> None:
+    containers = truth.fake.world.ground.containers
+    for name in containers.running():
+        containers.execute(name, "touch /tmp/go", timeout_s=30)
+
+
+def test_serve_sets_the_pools_limit(desk: FixedDesk) -> None:
+    assert desk.ask("GET", "/work_pools/gpujobs")["concurrency_limit"] == 20
+
+
+def test_pools_limit_is_how_many_runs_there_are_at_a_time(desk: FixedDesk, truth: Control) -> None:
+    prefect_api.limit_runs(desk.api, 1)
+    try:
+        runs = [desk.submit(UNTIL_TOLD) for _ in range(2)]
+        until(lambda: len(truth.alive()) == 1, within_s=60)
+        first, second = sorted(runs, key=lambda run: run[0] not in truth.alive()[0])
+        desk.wrote(first[0], "begun")
+        assert prefect_api.flow_run_state(desk.api, second[1])[0] == "SCHEDULED"
+        let_go(truth)
+        desk.wrote(second[0], "begun")
+        let_go(truth)
+        assert [desk.ended(flow_run_id)[0] for _, flow_run_id in runs] == ["COMPLETED"] * 2
+    finally:
+        prefect_api.limit_runs(desk.api, 20)
+
+
+@pytest.mark.usefixtures("one_place")
+def test_run_waits_for_a_place_of_its_gpu_says_so_and_can_be_cancelled(desk: FixedDesk, truth: Control) -> None:
+    first = desk.submit(UNTIL_TOLD)
+    desk.wrote(first[0], "begun")
+    assert taken(desk) == 1
+    waits, is_cancelled = desk.submit("echo late"), desk.submit("echo never")
+    for _, flow_run_id in (waits, is_cancelled):
+        desk.logged(flow_run_id, f"waiting: all places of the team's limit {LIMIT} are taken", within_s=60)
+    prefect_api.cancel(desk.api, is_cancelled[1])
+    assert desk.ended(is_cancelled[1])[0] == "CANCELLED"
+    assert len(truth.alive()) == 1
+    let_go(truth)
+    assert [desk.ended(run[1])[0] for run in (first, waits)] == ["COMPLETED"] * 2
+    assert [starts_and_left(truth, run[0]) for run in (first, waits, is_cancelled)] == [(1, []), (1, []), (0, [])]
+    until(lambda: taken(desk) == 0)
+
+
+@pytest.mark.usefixtures("one_place")
+def test_place_is_held_while_server_and_host_are_killed_and_the_job_lives(
+    site: Site, desk: FixedDesk, truth: Control
+) -> None:
+    run_id, flow_run_id = desk.submit(UNTIL_TOLD)
+    desk.wrote(run_id, "begun")
+    site.kill_server()
+    site.kill_host()
+    site.start_server()
+    site.start_host()
+    assert taken(desk) == 1
+    let_go(truth)
+    assert desk.ended(flow_run_id, within_s=120)[0] == "COMPLETED"
+    assert starts_and_left(truth, run_id) == (1, [])
+    until(lambda: taken(desk) == 0)  # the dead host's lease is the next one's
+
+
+@pytest.mark.usefixtures("one_place")
+def test_lost_lease_is_taken_again(desk: FixedDesk, slots: LeasedSlots) -> None:
+    run_id, flow_run_id = desk.submit("true")
+    desk.ended(flow_run_id)
+    desk.ledger.update_run(run_id, state="running")
+    assert slots.take(run_id, GPU, 1) == ""
+    [lease] = [hold.lease for hold in slots._holds.values()]
+    assert lease
+    prefect_api.end_lease(desk.api, lease)
+    assert taken(desk) == 0
+    slots.tend()
+    assert taken(desk) == 1
+    desk.ledger.update_run(run_id, state="succeeded")
+    slots.tend()
+    assert taken(desk) == 0
+
+
+@pytest.mark.usefixtures("one_place")
+def test_more_gpus_than_the_limit_has_are_told_of(desk: FixedDesk, slots: LeasedSlots) -> None:
+    assert slots.take("0123456789", GPU, 2) == (f"the team's limit {LIMIT} is smaller than the 2 GPUs of one machine")
+    with pytest.raises(BadInput):
+        prefect_api.take_lease(desk.api, LIMIT, 2, lease_s=60)
+
+
+def test_without_a_limit_of_that_name_there_is_nothing_to_hold_or_renew(slots: LeasedSlots) -> None:
+    assert slots.take("0123456789", "H800", 8) == ""
+    assert [hold.lease for hold in slots._holds.values()] == [""]
+
+
+def test_suspension_is_undone_and_the_run_goes_on(desk: FixedDesk, truth: Control) -> None:
+    run_id, flow_run_id = desk.submit(UNTIL_TOLD)
+    desk.wrote(run_id, "begun")
+    suspended = {"type": "PAUSED", "name": "Suspended", "state_details": {"pause_reschedule": True}}
+    desk.ask("POST", f"/flow_runs/{flow_run_id}/set_state", {"state": suspended})
+    kind, _, message = desk.state(flow_run_id, {"RUNNING"})
+    assert (kind, "cannot be suspended" in message) == ("RUNNING", True)
+    let_go(truth)
+    assert desk.ended(flow_run_id)[0] == "COMPLETED"
+    assert starts_and_left(truth, run_id) == (1, [])
