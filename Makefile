@@ -35,8 +35,7 @@ check: setup
 	$(RUN) lint-imports
 
 test: setup machine check
-	@# On a busy machine a few of 2,300 tests miss their deadlines beside others: those run once more, alone, and must pass.
-	$(RUN) pytest -n 3 --dist loadgroup || $(RUN) pytest --last-failed --last-failed-no-failures none
+	$(RUN) pytest -n 3 --dist loadgroup
 
 bench: setup
 	@for file in benchmarks/*.py; do echo "== $$file"; $(RUN) python $$file || exit; done

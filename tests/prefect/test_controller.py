@@ -142,3 +142,10 @@ def test_up_with_a_server_of_the_users_own_starts_only_a_host(
     assert controller.down(bare) is True
     assert not found.worker_alive
     assert requests.get(f"{desk.api}/health", timeout=60).ok
+
+
+def test_our_server_rests_between_two_flushes(desk: Desk) -> None:
+    settings = requests.get(f"{desk.api}/admin/settings", timeout=60).json()
+    assert (
+        int(settings["server"]["services"]["task_run_recorder"]["flush_interval"]) >= 1
+    )  # it cuts off parts of a second
