@@ -97,7 +97,9 @@ class Runner:
 
     def status(self) -> RunStatus:
         """Ask where the attempt stands; one quick exchange."""
-        command = f"if [ -f {self._script} ]; then sh {self._script} status; else echo phase absent; fi"
+        # The work may remove the folder at any moment, while we ask too.
+        ask = f"answer=$(sh {self._script} status) || {{ [ -f {self._script} ] && exit 70; answer='phase absent'; }}"
+        command = f"""if [ -f {self._script} ]; then {ask}; printf '%s\\n' "$answer"; else echo phase absent; fi"""
         return parse_status(self._shell.check(command, what="asking the runner for its status"))
 
     def follow(self, offset: int, sink: Callable[[bytes], object], *, stop: StopToken) -> int:

@@ -213,13 +213,14 @@ def test_no_secret_is_in_any_file_of_the_home(cli: Cli) -> None:
 
 
 def test_who_follows_outlives_the_controller(cli: Cli) -> None:
-    run_id = detached(cli, "echo one; sleep 6; mkdir out; echo two")
+    run_id = detached(cli, "echo one; until [ -e ~/go ]; do sleep 0.1; done; mkdir out; echo two")
     following = cli.start("logs", "-f", run_id, "--fake")
     read_until(following, "one", of="stdout")
     own = {**cli.env, "GPUJOBS_HOME": str(cli.home / "fake"), "PREFECT_API_URL": ""}
     assert json.loads(cli("down", "--json", env=own).stdout) == {"controller_ended": True, "fake_ended": False}
     assert json.loads(cli("status", run_id, "--fake", "--json").stdout)["state"] == "running"
     assert cli("up", "--fake", timeout=110).returncode == 0
+    assert cli("ssh", run_id, "--fake", "--", "touch", "go").returncode == 0
     out, err = following.communicate(timeout=90)
     assert (following.returncode, out) == (0, "two\n"), err
     assert json.loads(cli("status", run_id, "--fake", "--json").stdout)["state"] == "succeeded"
