@@ -1,4 +1,4 @@
-"""A real PostgreSQL, on loopback and in a temporary folder, for as long as a block runs."""
+"""A real PostgreSQL and a real Redis, on loopback and in temporary folders, for as long as a block runs."""
 
 import os
 import pwd
@@ -117,6 +117,22 @@ def postgresql() -> Iterator[Postgresql]:
             server.stop()
     finally:
         shutil.rmtree(folder)
+
+
+@contextmanager
+def redis() -> Iterator[int]:
+    """Start a Redis server and give its port, or skip and say so where none is installed."""
+    program = _found("redis-server", [], package="redis-server")
+    folder, port = Path(tempfile.mkdtemp(prefix="gj-redis-")), free_port()
+    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
+    with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        try:
+            await_port(port, process, folder / "log")
+            yield port
+        finally:
+            process.terminate()
+            process.wait(timeout=_START_S)
+    shutil.rmtree(folder)
 
 
 def _found(program: str, elsewhere: Sequence[Path], *, package: str) -> str:
