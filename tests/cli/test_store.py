@@ -34,7 +34,7 @@ def elsewhere(shared: Cli, tmp_path: Path) -> Cli:
     return Cli(shared.folder, {**shared.env, "GPUJOBS_HOME": str(tmp_path / "elsewhere")})
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_log_status_and_outputs_are_found_from_another_host(
     shared: Cli, elsewhere: Cli, tmp_path: Path, fake: FakeServer
 ) -> None:

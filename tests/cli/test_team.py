@@ -64,7 +64,7 @@ def test_page_has_ten_commands_that_parse_and_recipes_that_load(tmp_path: Path) 
         load_recipe(tmp_path / "recipe.yaml", [])
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_ten_commands_come_to_a_run_that_is_told_and_automations_that_are_made_once(
     cli: Cli, receiver: Receiver
 ) -> None:

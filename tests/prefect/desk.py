@@ -81,7 +81,17 @@ class Desk:
         """Name the flow run's tasks in the order of their start, each with its state."""
         body = {"flow_runs": {"id": {"any_": [flow_run_id]}}, "sort": "EXPECTED_START_TIME_ASC"}
         found = self.ask("POST", "/task_runs/filter", body)
-        return [(task["name"], task["state_name"]) for task in sorted(found, key=lambda task: task["start_time"])]
+        return [(task["name"], task["state_name"]) for task in sorted(found, key=lambda task: task["start_time"] or "")]
+
+    def shows(self, flow_run_id: str, *wanted: tuple[str, str], alone: bool = False, within_s: float = 60.0) -> None:
+        """Wait until Prefect shows these tasks, or these alone: it stores them a moment after they have ended."""
+        deadline = time.monotonic() + within_s
+        while True:
+            found = list(self.tasks(flow_run_id))
+            if found == list(wanted) or (not alone and set(wanted) <= set(found)):
+                return
+            assert time.monotonic() < deadline, found
+            time.sleep(0.2)
 
     def logged(self, flow_run_id: str, text: str, *, within_s: float = 60.0) -> None:
         """Wait until the flow run's log in Prefect holds `text`, once."""

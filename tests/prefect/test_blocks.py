@@ -20,7 +20,7 @@ from tests.cloud import Control, recipe_for
 from tests.prefect.desk import Desk, starts_and_left
 from tests.test_notify import Receiver
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("prefect-blocks")]
+pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("prefect-blocks")]
 
 # As a person would in a script: through Prefect's own client, which checks what the blocks' classes say.
 SAVE = """
@@ -120,7 +120,7 @@ def test_run_under_a_block_rents_there_has_its_secret_tells_its_end_and_shows_no
     assert (desk.settings.runs / run_id / "output.log").read_text().split()[0] == sha256(b"hf-c4nary").hexdigest()
     assert len(truth.machines()) == before
     assert [told["title"] for told in receiver.heard] == ["gpujobs: t done"]
-    assert ("notify", "Completed") in desk.tasks(flow_run_id)
+    desk.shows(flow_run_id, ("notify", "Completed"))
     shown = [
         json.dumps(desk.ask("GET", f"/flow_runs/{flow_run_id}")),
         "\n".join(prefect_api.logs(desk.api, flow_run_id)),

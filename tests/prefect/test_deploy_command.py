@@ -10,7 +10,7 @@ import pytest
 
 from tests.prefect.desk import Desk
 
-pytestmark = [pytest.mark.xdist_group("deploy"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.xdist_group("deploy"), pytest.mark.timeout(600)]
 
 RECIPE = """\
 name: {name}

@@ -47,7 +47,7 @@ def test_host_that_ends_leaves_the_job_which_the_next_host_brings_to_its_end(
     end_host(desk, number)
     assert prefect_api.flow_run_state(desk.api, flow_run_id)[0] == "RUNNING"
     if number == signal.SIGTERM:
-        until(lambda: ("run", "Detached") in desk.tasks(flow_run_id))
+        desk.shows(flow_run_id, ("run", "Detached"))
     controller.up(desk.settings)
     assert desk.ended(flow_run_id)[0] == "COMPLETED"
     assert_once(desk, truth, run_id)

@@ -19,7 +19,7 @@ def test_run_completes_phase_by_phase_and_tells_the_jobs_output(desk: Desk, trut
     run_id, flow_run_id = desk.submit("echo one; echo two")
     assert desk.ended(flow_run_id)[0] == "COMPLETED"
     assert (desk.run(run_id).state, desk.run(run_id).flow_run_id) == ("succeeded", flow_run_id)
-    assert desk.tasks(flow_run_id) == [(phase, "Completed") for phase in PHASES]
+    desk.shows(flow_run_id, *((phase, "Completed") for phase in PHASES), alone=True)
     assert starts_and_left(truth, run_id) == (1, [])
     shown = desk.ask("GET", f"/flow_runs/{flow_run_id}")
     assert (shown["name"], {"gpujobs", "recipe:t"} <= set(shown["tags"])) == (f"t-{run_id}", True)
@@ -30,7 +30,7 @@ def test_failing_job_fails_its_flow_run_with_the_reason(desk: Desk, truth: Contr
     run_id, flow_run_id = desk.submit("exit 3")
     kind, _, message = desk.ended(flow_run_id)
     assert (kind, "3" in message, desk.run(run_id).exit_code) == ("FAILED", True, 1)
-    assert ("run", "Failed") in desk.tasks(flow_run_id)
+    desk.shows(flow_run_id, ("run", "Failed"))
     assert starts_and_left(truth, run_id) == (1, [])
 
 
@@ -51,7 +51,7 @@ def test_cancel_in_prefect_ends_the_work_and_releases_the_machine(desk: Desk, tr
     prefect_api.cancel(desk.api, flow_run_id)
     assert desk.ended(flow_run_id, within_s=30)[:2] == ("CANCELLED", "Cancelled")
     assert (desk.run(run_id).state, desk.run(run_id).exit_code) == ("cancelled", 4)
-    assert ("run", "Cancelled") in desk.tasks(flow_run_id)
+    desk.shows(flow_run_id, ("run", "Cancelled"))
     assert starts_and_left(truth, run_id) == (1, [])
 
 
@@ -106,7 +106,7 @@ def test_recipe_that_cannot_be_planned_fails_in_the_first_task(desk: Desk) -> No
     _, flow_run_id = desk.submit("true", resources={"accelerators": "GTX 9999"})
     kind, _, message = desk.ended(flow_run_id)
     assert (kind, "GTX 9999" in message) == ("FAILED", True)
-    assert desk.tasks(flow_run_id) == [("plan", "Failed")]
+    desk.shows(flow_run_id, ("plan", "Failed"), alone=True)
 
 
 def test_submit_refuses_a_host_that_was_started_for_another_cloud(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
