@@ -35,11 +35,13 @@ check: setup
 	$(RUN) lint-imports
 
 test: setup machine check
-	$(RUN) pytest -n 3 --dist loadgroup
+	$(RUN) pytest -n 3 --dist loadgroup -m "not scale"
+	$(RUN) pytest -m scale
 
 # On a busy machine a test or two of 2,800 may still miss a deadline beside others: CI looks once more at those, alone.
 failed-again: setup
 	$(RUN) pytest --last-failed --last-failed-no-failures none
+	$(RUN) pytest -m scale
 
 bench: setup
 	@for file in benchmarks/*.py; do echo "== $$file"; $(RUN) python $$file || exit; done
