@@ -3,7 +3,6 @@
 Only runs that a schedule made are skipped. A run that the ledger knows has begun before: it is resumed or retried.
 """
 
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -20,7 +19,7 @@ from prefect.context import AsyncClientContext, FlowRunContext
 from prefect.states import Cancelled, Failed
 
 from gpujobs.errors import BadInput
-from gpujobs.flow_work import Work
+from gpujobs.flow_work import in_thread
 from gpujobs.form import duration
 from gpujobs.host import Host
 from gpujobs.plan import check_local
@@ -28,6 +27,7 @@ from gpujobs.prefect_api import run_id_of
 from gpujobs.recipe import Recipe
 from gpujobs.recipe_schedule import MAX_LATENESS_S
 
+_THREAD = "gpujobs-guard"
 _LIVING = [StateType.RUNNING, StateType.CANCELLING]
 
 
@@ -36,7 +36,7 @@ async def refusal(host: Host, recipe: Recipe, run_id: str) -> State[Any] | None:
 
     Skipped (of type Cancelled) for a scheduled run that is late or would overlap; Failed for what this host lacks.
     """
-    if await _in_thread(lambda: _begun(host, run_id)):
+    if await in_thread(lambda: _begun(host, run_id), name=_THREAD):
         return None
     context = FlowRunContext.get()
     if context is not None and context.flow_run is not None and context.flow_run.auto_scheduled:
@@ -45,7 +45,7 @@ async def refusal(host: Host, recipe: Recipe, run_id: str) -> State[Any] | None:
         if why:
             return Cancelled(name="Skipped", message=f"{why}; nothing was rented")
     try:
-        await _in_thread(lambda: check_local(host, recipe))
+        await in_thread(lambda: check_local(host, recipe), name=_THREAD)
     except BadInput as error:
         return Failed(message=f"{error}; nothing was rented")
     return None
@@ -92,7 +92,7 @@ async def _will_be_skipped(host: Host, other: FlowRun, allowed: timedelta) -> bo
         return False
     run_id = run_id_of(str(other.id))
     late = other.start_time - other.expected_start_time > allowed
-    return late and not await _in_thread(lambda: _begun(host, run_id))
+    return late and not await in_thread(lambda: _begun(host, run_id), name=_THREAD)
 
 
 def _order(flow_run: FlowRun) -> tuple[float, str]:
@@ -104,10 +104,3 @@ def _begun(host: Host, run_id: str) -> bool:
         return host.ledger.get_run(run_id).id == run_id
     except BadInput:
         return False
-
-
-async def _in_thread(call: Callable[[], Any]) -> Any:
-    done = await Work(call, name="gpujobs-guard").begun()
-    if done.error is not None:
-        raise done.error
-    return done.value

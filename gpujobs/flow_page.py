@@ -7,7 +7,7 @@ away, holds up nothing. What is told again, on another host too, goes into the s
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 from uuid import NAMESPACE_OID, UUID, uuid5
@@ -26,9 +26,9 @@ from gpujobs.flow_facts import Facts, artifact_key, read_facts
 from gpujobs.flow_log import RunLog
 from gpujobs.flow_moves import Moves
 from gpujobs.flow_told import catch_up
-from gpujobs.flow_work import Work
+from gpujobs.flow_work import in_thread
 from gpujobs.host import Host
-from gpujobs.models import Machine, MachineStatus, Reporter
+from gpujobs.models import Reporter
 
 TURN_S = 1.0
 END_S = 20.0  # for telling the end, once the machine is gone: on SQLite a call that meets another writer is sent again
@@ -49,7 +49,7 @@ class Page:
         self._host, self._run_id, self._flow_run, self._client = host, run_id, flow_run, client
         self._reporter, self._known = reporter, known
         self._moves = Moves(client, flow_run.id)
-        self._phase = ""
+        self._phase, self._thread = "", f"gpujobs-{run_id}-page"
         self._stale = self._reachable = False  # the facts have changed; the machine can be asked for its services
         self._addresses: Mapping[str, str] = {}
         self._told: dict[str, Any] = {}
@@ -118,12 +118,12 @@ class Page:
 
     async def _tell(self) -> None:
         if self._reachable:
-            self._addresses = await self._in_thread(self._services)
+            self._addresses = await in_thread(self._services, name=self._thread)
             self._reachable = False
         if self._stale:
             self._stale = False
             try:
-                await self._tell_facts(await self._in_thread(lambda: read_facts(self._host, self._run_id)))
+                await self._tell_facts(await in_thread(lambda: read_facts(self._host, self._run_id), name=self._thread))
             except Exception:
                 self._stale = True
                 raise
@@ -191,17 +191,9 @@ class Page:
         if not alive:
             return {}
         record = alive[-1]
-        machine = Machine(
-            backend=record.backend,
-            id=record.id or "",
-            name=record.name,
-            region=record.region,
-            unit=record.unit,
-            status=MachineStatus.UNKNOWN,
-        )
         try:
             host = self._host.of_run(self._host.ledger.get_run(self._run_id))
-            access = host.backend(record.backend).access(machine)
+            access = host.backend(record.backend).access(record.machine)
         except GpujobsError as error:
             _log.info("run %s: its machine's services are not known: %s", self._run_id, error)
             return {}
@@ -226,12 +218,6 @@ class Page:
             )
         except Exception as error:  # noqa: BLE001 - the job goes on, whether it is heard of or not
             _log.warning("run %s: no event %s: %s", self._run_id, event, error)
-
-    async def _in_thread(self, call: Callable[[], Any]) -> Any:
-        done = await Work(call, name=f"gpujobs-{self._run_id}-page").begun()
-        if done.error is not None:
-            raise done.error
-        return done.value
 
 
 async def tell_end(host: Host, run_id: str, flow_run: FlowRun, client: PrefectClient) -> None:

@@ -51,6 +51,14 @@ class Work:
         return future
 
 
+async def in_thread(call: Callable[[], Any], *, name: str) -> Any:
+    """Do blocking work in a daemon thread called `name`, and give what it gives or raise what it raises."""
+    done = await Work(call, name=name).begun()
+    if done.error is not None:
+        raise done.error
+    return done.value
+
+
 def _settle(future: "asyncio.Future[Done]", done: Done) -> None:
     if not future.done():
         future.set_result(done)

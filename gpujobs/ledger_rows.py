@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypedDict
 
+from gpujobs.models import Machine, MachineStatus
+
 REVISION = "0002"  # the newest of `migrations/versions`: what a ledger must stand at
 
 ENDED = frozenset({"succeeded", "failed", "cancelled"})  # the states in which a run is over
@@ -85,6 +87,19 @@ class MachineRecord:
     def alive(self) -> bool:
         """Whether it may cost money: made and not gone, or asked for with the answer still open."""
         return self.gone_at is None and not (self.settled and self.id is None)
+
+    @property
+    def machine(self) -> Machine:
+        """The machine as backends take it, in a status that only its provider knows."""
+        return Machine(
+            backend=self.backend,
+            id=self.id or "",
+            name=self.name,
+            region=self.region,
+            unit=self.unit,
+            status=MachineStatus.UNKNOWN,
+            price_cny_per_h=self.price_cny_per_h,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from gpujobs.errors import Ambiguous, GpujobsError, NoCapacity, Unavailable
 from gpujobs.host import Host
 from gpujobs.ledger_rows import Attempt as AttemptRow
 from gpujobs.ledger_rows import MachineRecord, Run
-from gpujobs.models import Machine, MachineStatus, Reporter, machine_name
+from gpujobs.models import Machine, Reporter, machine_name
 from gpujobs.plan import Choice, price_bound
 from gpujobs.recipe import Recipe
 from gpujobs.run_folder import RunFolder
@@ -110,15 +110,7 @@ def resume(job: Job, row: AttemptRow) -> Machine | None:
     offer = json.loads(row.offer_json)
     host.slots.hold(job.run.id, offer["gpu"], offer["gpu_count"])
     if record.id is not None:
-        return Machine(
-            backend=row.backend,
-            id=record.id,
-            name=row.name,
-            region=record.region,
-            unit=record.unit,
-            status=MachineStatus.UNKNOWN,
-            price_cny_per_h=record.price_cny_per_h,
-        )
+        return record.machine
     backend = host.backend(row.backend)
     found = teardown.settle(host, backend, row.name, window_s=host.timing.settle_s, stop=StopToken())
     return _created(job, found) if found else None

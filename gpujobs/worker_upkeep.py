@@ -28,7 +28,7 @@ from gpujobs.errors import BadInput
 from gpujobs.flow import end_state, run_recipe
 from gpujobs.flow_log import RunLog
 from gpujobs.flow_page import tell_end
-from gpujobs.flow_work import Work
+from gpujobs.flow_work import in_thread
 from gpujobs.host import Host
 from gpujobs.ledger_rows import ENDED, Run
 from gpujobs.prefect_api import POOL, run_id_of
@@ -46,6 +46,7 @@ NO_SUSPENSION = (
 _SLOWEST_S = 30.0  # between two tries of what fails
 TRIES = 3  # resuming what will not go on; after that it is the reaper's
 
+_THREAD = "gpujobs-upkeep"
 _log = logging.getLogger(__name__)
 
 
@@ -108,12 +109,12 @@ class Upkeep:
                 await self._mend(flow_run, orphan=since is not None and datetime.now(UTC) - since > ORPHAN)
 
     async def _resumable(self) -> Sequence[str]:
-        undriven: Sequence[str] = await self._in_thread(lambda: reaper.recover(self._host))
+        undriven: Sequence[str] = await in_thread(lambda: reaper.recover(self._host), name=_THREAD)
         sitting = self._floor.sitting
         return [run_id for run_id in undriven if run_id not in sitting and self._tries.get(run_id, 0) < TRIES]
 
     async def _resume(self, run_id: str) -> None:
-        run: Run = await self._in_thread(lambda: self._host.ledger.get_run(run_id))
+        run: Run = await in_thread(lambda: self._host.ledger.get_run(run_id), name=_THREAD)
         flow_run = await self._flow_run(run)
         kind = flow_run.state.type if flow_run and flow_run.state else None
         if flow_run and _is_suspended(flow_run):
@@ -141,7 +142,7 @@ class Upkeep:
 
     async def _mend(self, flow_run: FlowRun, *, orphan: bool) -> None:
         """Tell Prefect the end that it missed; put back in the queue what a dead host took and never began."""
-        run = await self._in_thread(lambda: _ledger_run(self._host, run_id_of(str(flow_run.id))))
+        run = await in_thread(lambda: _ledger_run(self._host, run_id_of(str(flow_run.id))), name=_THREAD)
         since = flow_run.state.timestamp if flow_run.state else None
         cancelling = flow_run.state is not None and flow_run.state.type == StateType.CANCELLING
         never: State[Any] = Cancelled(message="cancelled before it began")
@@ -161,19 +162,13 @@ class Upkeep:
         if await self._resumable():
             return
         log = RunLog(_log, where="")
-        result = await self._in_thread(lambda: reaper.reap(self._host, yes=False, reporter=log))
+        result = await in_thread(lambda: reaper.reap(self._host, yes=False, reporter=log), name=_THREAD)
         for name, why in result.failed:
             _log.warning("reaper: %s: %s", name, why)
 
     async def tend(self) -> None:
         """Renew the leases on the team's limits, in a thread: they wait for the server, and nobody waits for them."""
-        await self._in_thread(self._tend)
-
-    async def _in_thread(self, call: Callable[[], Any]) -> Any:
-        done = await Work(call, name="gpujobs-upkeep").begun()
-        if done.error is not None:
-            raise done.error
-        return done.value
+        await in_thread(self._tend, name=_THREAD)
 
 
 def _is_suspended(flow_run: FlowRun) -> bool:

@@ -6,8 +6,8 @@ from typing import NamedTuple
 from gpujobs.backends import Backend
 from gpujobs.errors import BadInput
 from gpujobs.host import Host
-from gpujobs.ledger_rows import MachineRecord, Run
-from gpujobs.models import Access, Machine, MachineStatus
+from gpujobs.ledger_rows import Run
+from gpujobs.models import Access
 
 
 class Reached(NamedTuple):
@@ -27,18 +27,7 @@ def reach(host: Host, run: Run) -> Reached:
         raise BadInput(f"run {run.id} has no machine now (it is {run.state}); see: gpujobs status {run.id}")
     record, backend = alive[-1], host.of_run(run).backend(alive[-1].backend)
     key = host.settings.home / "ssh" / "id_ed25519"
-    access = backend.access(_machine(record)) if record.host_key and key.exists() else None
+    access = backend.access(record.machine) if record.host_key and key.exists() else None
     if access is None:
         raise BadInput(f"{record.name} is not reachable yet (phase {run.phase or run.state}); try again in a moment")
     return Reached(record.name, backend, access, record.host_key, key)
-
-
-def _machine(record: MachineRecord) -> Machine:
-    return Machine(
-        backend=record.backend,
-        id=record.id or "",
-        name=record.name,
-        region=record.region,
-        unit=record.unit,
-        status=MachineStatus.UNKNOWN,
-    )
