@@ -77,6 +77,14 @@ class Connection:
                 raise self.refusal(error) from error
         return channel
 
+    def send_data(self, channel: paramiko.Channel, data: bytes) -> int:
+        """Send to a command what there is room for; 0 where it takes no more."""
+        return self._transport.send_data(channel, data)
+
+    def send_eof(self, channel: paramiko.Channel) -> None:
+        """Tell a command that nothing more is sent."""
+        self._transport.send_eof(channel)
+
     def _open_channel(self) -> paramiko.Channel:
         """Open a channel; wait a little where all sessions that the server allows (OpenSSH: 10) are in use."""
         ends_at = time.monotonic() + self._timeouts.channel_s / 2

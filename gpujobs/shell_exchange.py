@@ -80,13 +80,13 @@ class Exchange:
                 if not self._send_all(channel, piece[start : start + SEND_BYTES]):
                     return
         with contextlib.suppress(paramiko.SSHException, EOFError, OSError):
-            channel.shutdown_write()
+            self._connection.send_eof(channel)
 
     def _send_all(self, channel: paramiko.Channel, data: bytes) -> bool:
         while data:
             self._between(channel)
             try:
-                sent = channel.send(data)
+                sent = self._connection.send_data(channel, data)
             except TimeoutError:
                 continue
             except (paramiko.SSHException, EOFError, OSError):

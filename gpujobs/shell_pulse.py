@@ -6,7 +6,7 @@ import time
 from typing import Protocol
 
 import paramiko
-from paramiko.common import cMSG_GLOBAL_REQUEST
+from paramiko.common import cMSG_CHANNEL_DATA, cMSG_GLOBAL_REQUEST
 from paramiko.packet import Packetizer
 
 
@@ -51,10 +51,42 @@ class PulsePacketizer(Packetizer):
         self.transport.ask_for_life()
 
 
+class _OfChannel(paramiko.Message):
+    """A message that is of no use once its channel is closed."""
+
+    def __init__(self, channel: paramiko.Channel, content: bytes = b"") -> None:
+        super().__init__(content)
+        self.channel = channel
+
+
 class PulseTransport(paramiko.Transport):
-    """A transport whose keepalive wants an answer; paramiko's own wants none and so proves nothing."""
+    """A transport whose keepalive wants an answer, and that says nothing more on a closed channel.
+
+    paramiko's own keepalive wants no answer, and so proves nothing. And where a command ends while another thread
+    sends to it, paramiko may send data or an end of file after the channel's close: OpenSSH then ends the whole
+    connection ("packet referred to nonexistent channel"), or takes it for the next command that got the number.
+    """
 
     packetizer: PulsePacketizer
+
+    def send_data(self, channel: paramiko.Channel, data: bytes) -> int:
+        """Send what there is room for, as `paramiko.Channel.send` does: 0 where nothing more can be sent."""
+        message = _OfChannel(channel)
+        message.add_byte(cMSG_CHANNEL_DATA)
+        message.add_int(channel.remote_chanid)
+        return int(channel._send(data, message))  # type: ignore[attr-defined]  # noqa: SLF001 - see the class
+
+    def send_eof(self, channel: paramiko.Channel) -> None:
+        """Say that nothing more is sent, as `paramiko.Channel.shutdown_write` does."""
+        with channel.lock:
+            message = channel._send_eof()  # type: ignore[attr-defined]  # noqa: SLF001 - see the class
+        if message is not None:
+            self._send_user_message(_OfChannel(channel, message.asbytes()))  # type: ignore[attr-defined]
+
+    def _send_message(self, data: paramiko.Message) -> None:
+        # Under the lock of all senders, and a channel is marked as closed before its close is sent.
+        if not (isinstance(data, _OfChannel) and data.channel.closed):
+            super()._send_message(data)  # type: ignore[misc]
 
     def ask_for_life(self) -> None:
         """Send a request that every SSH server answers, if only to refuse it; not while keys are exchanged."""

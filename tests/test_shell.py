@@ -17,6 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from paramiko import Message
+from paramiko.common import cMSG_CHANNEL_DATA, cMSG_CHANNEL_EOF
 
 from gpujobs.clock import StopToken
 from gpujobs.errors import AuthRefused, BadInput, Cancelled, HostKeyChanged, RemoteFailure, Unreachable
@@ -143,6 +145,38 @@ def test_many_threads_share_one_connection(shell: Shell) -> None:
     with ThreadPoolExecutor(8) as pool:
         said = pool.map(lambda i: shell.run(f"echo {i}").stdout, range(24))
         assert list(said) == [f"{i}\n".encode() for i in range(24)]
+
+
+@pytest.mark.parametrize("sent", [b"", b"too late"])
+def test_a_sender_that_a_commands_end_overtakes_does_no_harm(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    connection = shell._connection
+    transport, passed, held = connection._transport, threading.Event(), []
+
+    def late(message: Message) -> None:
+        if threading.current_thread().name == "sender" and message.asbytes()[:1] in (
+            cMSG_CHANNEL_DATA,
+            cMSG_CHANNEL_EOF,
+        ):
+            held.append(message)
+            assert passed.wait(60)
+        send_user_message(message)
+
+    send_user_message = transport._send_user_message  # type: ignore[attr-defined]
+    monkeypatch.setattr(transport, "_send_user_message", late)
+    channel = connection.execute("true")
+    end = connection.send_eof if not sent else lambda channel: connection.send_data(channel, sent)
+    sender = threading.Thread(target=end, args=(channel,), name="sender")
+    sender.start()
+    deadline = time.monotonic() + 60
+    while not channel.closed or not held:  # by the server, as the command has ended
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    passed.set()
+    sender.join(60)
+    assert len(held) == 1
+    assert shell.run("echo on").stdout == b"on\n"
 
 
 def test_a_command_with_nul_is_refused_here(shell: Shell) -> None:
