@@ -24,6 +24,7 @@ from gpujobs import errors, lifecycle, settings
 from gpujobs.clock import StopToken
 from gpujobs.deploy_guard import refusal
 from gpujobs.flow_log import NoEcho, RunLog
+from gpujobs.flow_outbox import drained
 from gpujobs.flow_page import Page
 from gpujobs.flow_told import catch_up
 from gpujobs.flow_work import Done, Work
@@ -36,6 +37,7 @@ from gpujobs.prefect_blocks import PrefectBlocks
 from gpujobs.recipe import Recipe
 
 DRAIN_S = 25.0  # Prefect kills a cancelled process after 30 s
+LINES_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +74,9 @@ async def run_recipe(recipe: Recipe) -> State[Any]:
             await catch_up(log, seat.host, run_id, context.flow_run.id, context.client)
         page = Page(seat.host, run_id, context.flow_run, context.client, reporter=log, known=begun_before)
         async with page.kept():
-            return await Driver(seat, run_id, log, reporter=page).run(recipe, flow_run_id)
+            state = await Driver(seat, run_id, log, reporter=page).run(recipe, flow_run_id)
+        await drained(LINES_S)  # the UI looks for no more lines of a run that has ended
+        return state
 
 
 get_logger("prefect.task_runs").addFilter(NoEcho(run_recipe.name))

@@ -33,9 +33,10 @@ _log = logging.getLogger(__name__)
 
 
 async def drained(within_s: float) -> bool:
-    """Wait until Prefect has every line that this process wrote so far; False where it has not in time."""
+    """Have Prefect get every line that this process wrote so far; False where it has not in time."""
     ends_s = time.monotonic() + within_s
-    while any(outbox.holding for outbox in _installed):
+    wanted = [(outbox, outbox.hurry()) for outbox in _installed]
+    while any(outbox.passed < line for outbox, line in wanted):
         if time.monotonic() >= ends_s:
             return False
         await asyncio.sleep(_LOOK_S)
@@ -51,12 +52,15 @@ class Outbox:
         self._lock = threading.Lock()
         self._held: deque[dict[str, Any]] = deque()
         self._held_bytes = self._dropped = self._failures = 0
-        self._over = asyncio.Event()
+        self._over, self._hurry = asyncio.Event(), asyncio.Event()
+        self.passed = 0
+        """How many lines are held no longer."""
 
-    @property
-    def holding(self) -> bool:
-        """Whether there are lines that Prefect does not have yet."""
-        return bool(self._held)
+    def hurry(self) -> int:
+        """Send what is held now rather than in a while; give the value of `passed` that says that it is through."""
+        self._hurry.set()
+        with self._lock:
+            return self.passed + len(self._held)
 
     @asynccontextmanager
     async def installed(self) -> AsyncIterator[None]:
@@ -70,6 +74,7 @@ class Outbox:
             set_api_log_sink(None)
             _installed.remove(self)
             self._over.set()
+            self._hurry.set()
             await asyncio.wait([sending], timeout=DRAIN_S)
             sending.cancel()
 
@@ -114,6 +119,7 @@ class Outbox:
     def _forget(self, batch: Sequence[Any]) -> None:
         with self._lock:
             self._held_bytes -= sum(_size(self._held.popleft()) for _ in batch)
+            self.passed += len(batch)
             dropped, self._dropped, self._failures = self._dropped, 0, 0
         if dropped:
             _log.warning("%d log lines were dropped while Prefect was away", dropped)
@@ -122,6 +128,7 @@ class Outbox:
         wait_s = EVERY_S
         while True:
             over = self._over.is_set()
+            self._hurry.clear()
             try:
                 while await self.send():
                     wait_s = EVERY_S
@@ -131,7 +138,7 @@ class Outbox:
             if over:
                 return
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._over.wait(), wait_s)
+                await asyncio.wait_for(self._hurry.wait(), wait_s)
 
 
 def _size(told: Mapping[str, Any]) -> int:

@@ -14,7 +14,7 @@ import pytest
 from prefect.exceptions import PrefectHTTPStatusError
 
 from gpujobs import controller, flow_outbox, process
-from gpujobs.flow_outbox import Outbox
+from gpujobs.flow_outbox import Outbox, drained
 from tests.cloud import Control
 from tests.prefect.desk import Desk, starts_and_left, until
 from tests.prefect.test_page import artifacts, rows
@@ -85,6 +85,15 @@ def test_page_is_whole_though_the_server_was_away_when_the_run_ended(desk: Desk)
     assert_page_is_whole(desk, flow_run_id)
 
 
+def test_run_that_has_ended_has_told_all(desk: Desk) -> None:
+    """The UI looks for no more lines once it has seen the end."""
+    _, flow_run_id = desk.submit("echo it ran")
+    assert desk.ended(flow_run_id)[0] == "COMPLETED"
+    body = {"logs": {"flow_run_id": {"any_": [flow_run_id]}}, "sort": "TIMESTAMP_DESC"}
+    said = [one["message"] for one in desk.ask("POST", "/logs/filter", body)]
+    assert any("0 machines alive" in message for message in said)
+
+
 class Server:
     """A Prefect that is away for some calls, or says no to them, and then takes what it is given."""
 
@@ -146,3 +155,20 @@ def test_more_than_can_be_held_is_dropped_and_told(
     asyncio.run(told(server, ["a", "b", "c", "d"]))
     assert server.took == ["a", "b"]
     assert "2 log lines were dropped" in caplog.text
+
+
+def test_all_that_was_said_so_far_can_be_asked_for_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow_outbox, "EVERY_S", 3600.0)
+    server = Server(said_no(503))
+
+    async def hurried() -> bool:
+        outbox = Outbox(server)  # type: ignore[arg-type]  # it is asked for no more than that
+        async with outbox.installed():
+            await asyncio.sleep(0)
+            outbox.put(line("a"))
+            assert not await drained(0.3)
+            outbox.put(line("b"))
+            return await drained(60)
+
+    assert asyncio.run(hurried())
+    assert server.took == ["a", "b"]
