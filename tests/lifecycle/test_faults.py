@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 
+from gpujobs import reaper
 from gpujobs.clock import StopToken
 from gpujobs.host import Host
 from gpujobs.teardown import named, release, settle
-from tests.cloud import BACKENDS, STARTS, Control, recipe_for
+from tests.cloud import BACKENDS, STARTS, Control, Memory, recipe_for
 from tests.lifecycle.test_run import run
 
 ENDPOINTS = {
@@ -90,3 +91,19 @@ def test_a_release_that_fails_again_and_again_is_made_in_the_end(backend: str, h
     control.fault(f"{backend}.{delete}", "error_500", count=8)
     outcome = run(host, recipe_for(backend))
     assert (outcome.exit_code, outcome.machines_alive, control.left()) == (0, 0, [])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_new_attempt_is_made_while_the_old_machine_is_not_confirmed_gone(
+    backend: str, host: Host, control: Control
+) -> None:
+    host.timing = replace(host.timing, release_s=1.0, boot_s=2.0, lost_s=1.0)
+    control.ask("POST", "faults", {"kind": "dies_in_boot", "machine": "*-1"})
+    delete = {"autodl": "delete_deployment", "matrixdc": "delete_instance"}[backend]
+    control.fault(f"{backend}.{delete}", "error_envelope", count=None)
+    outcome = run(host, recipe_for(backend, run="echo never"))
+    assert (outcome.state, outcome.machines_alive) == ("failed", 1)
+    assert [attempt.number for attempt in host.ledger.attempts(outcome.run_id)] == [1]
+    control.ask("DELETE", "faults")
+    reaper.reap(host, yes=True, reporter=Memory())
+    assert control.left() == []
