@@ -165,12 +165,17 @@ def test_a_sender_that_a_commands_end_overtakes_does_no_harm(
 
     send_user_message = transport._send_user_message  # type: ignore[attr-defined]
     monkeypatch.setattr(transport, "_send_user_message", late)
-    channel = connection.execute("true")
+    channel = connection.execute("echo $$; exec sleep 600")
+    pid = int(channel.makefile().readline())
     end = connection.send_eof if not sent else lambda channel: connection.send_data(channel, sent)
     sender = threading.Thread(target=end, args=(channel,), name="sender")
     sender.start()
     deadline = time.monotonic() + 60
-    while not channel.closed or not held:  # by the server, as the command has ended
+    while not held:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    shell.run(f"kill {pid}")
+    while not channel.closed:  # by the server, as the command has ended
         assert time.monotonic() < deadline
         time.sleep(0.01)
     passed.set()
