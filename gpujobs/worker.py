@@ -51,6 +51,7 @@ from gpujobs.flow_outbox import Outbox
 from gpujobs.host import Host
 from gpujobs.prefect_api import DEPLOYMENT, POOL, REAPER
 from gpujobs.prefect_login import login
+from gpujobs.process import collect_seldom
 from gpujobs.reap_flow import reap
 from gpujobs.settings import Settings, private_opener
 from gpujobs.worker_floor import Floor
@@ -164,6 +165,7 @@ def serve(settings: Settings, *, limit: int | None = None) -> int:
         lock.truncate()
         lock.write(host.driver)
         lock.flush()
+        collect_seldom()
         thread = threading.Thread(
             target=lambda: asyncio.run(_serve(host, over, limit)), name="gpujobs-loop", daemon=True
         )
