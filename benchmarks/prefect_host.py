@@ -48,6 +48,13 @@ AT_ONCE = 20
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
 Scope = MutableMapping[str, Any]
 
+FAKE = """
+from fake_server import catalog
+catalog.MATRIXDC_GPUS["4090"] = 100  # as many as there may be runs
+from fake_server.__main__ import main
+main()
+"""
+
 NOTHING = """
 import asyncio
 import os
@@ -373,7 +380,7 @@ def opened(folder: Path) -> Iterator[tuple[str, Callable[[str], Place]]]:
     """Start a fake cloud, and point this process at it and at an empty home; give its URL, and what makes a place."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "GPUJOBS_"))}
     environment = {**kept, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}", "DO_NOT_TRACK": "1"}
-    command = [sys.executable, "-P", "-m", "fake_server", "--port", "0", "--seed", "1"]
+    command = [sys.executable, "-P", "-c", FAKE, "--port", "0", "--seed", "1"]
     places: list[Place] = []
 
     def place(name: str) -> Place:
