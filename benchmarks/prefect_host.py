@@ -48,6 +48,13 @@ AT_ONCE = 20
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
 Scope = MutableMapping[str, Any]
 
+FAKE = """
+from fake_server import catalog
+catalog.MATRIXDC_GPUS["4090"] = 100  # as many as there may be runs
+from fake_server.__main__ import main
+main()
+"""
+
 NOTHING = """
 import asyncio
 import os
@@ -166,13 +173,16 @@ class Subject:
     submit: Callable[[bool], str]
     let_go: Callable[[], None]
     asked: Callable[[], int] = lambda: 0  # how often the provider was asked for its list so far
+    rented: Callable[[], int] = lambda: sys.maxsize  # machines that are rented now
+    run_mb: float = 0.0  # what a run takes of this machine's memory, where that is much
 
     def measure_start(self, number: int) -> Figures:
         """Have so many runs wait at once."""
         place, rest_mb = self.place, self.place.memory_mb()
         ids = [self.submit(True) for _ in range(number)]
         runs = self._await(ids, ["RUNNING"])
-        time.sleep(5)  # those that came last get to where they wait
+        _until(lambda: self.rented() >= number, 300)  # those that came last are where they wait
+        time.sleep(10)  # a watcher asks less and less often while nothing happens
         asked = self.asked()
         time.sleep(10)
         asked_per_s = (self.asked() - asked) / 10
@@ -234,7 +244,10 @@ def ours(place: Place, fake_url: str) -> Subject:
     def asked() -> int:
         return json.dumps(ask_fake(fake_url, "GET", "calls?limit=1000000")).count("matrixdc.list_instances")
 
-    found = Subject(place=place, submit=submit, let_go=let_go, asked=asked)
+    def rented() -> int:
+        return sum(machine["gone_at"] is None for machine in ask_fake(fake_url, "GET", "ledger")["machines"])
+
+    found = Subject(place=place, submit=submit, let_go=let_go, asked=asked, rented=rented)
     found.warm_up()
     return found
 
@@ -262,7 +275,7 @@ def theirs(place: Place) -> Subject:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    found = Subject(place=place, submit=submit, let_go=let_go)
+    found = Subject(place=place, submit=submit, let_go=let_go, run_mb=110.0)
     found.warm_up()
     return found
 
@@ -367,7 +380,7 @@ def opened(folder: Path) -> Iterator[tuple[str, Callable[[str], Place]]]:
     """Start a fake cloud, and point this process at it and at an empty home; give its URL, and what makes a place."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "GPUJOBS_"))}
     environment = {**kept, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}", "DO_NOT_TRACK": "1"}
-    command = [sys.executable, "-P", "-m", "fake_server", "--port", "0", "--seed", "1"]
+    command = [sys.executable, "-P", "-c", FAKE, "--port", "0", "--seed", "1"]
     places: list[Place] = []
 
     def place(name: str) -> Place:
@@ -391,8 +404,12 @@ def opened(folder: Path) -> Iterator[tuple[str, Callable[[str], Place]]]:
             fake.terminate()
 
 
-def show_start(name: str, subject: Subject, number: int) -> Figures:
-    """Measure, and print a line."""
+def show_start(name: str, subject: Subject, number: int) -> Figures | None:
+    """Measure, and print a line; None where this machine has no room for so many."""
+    room_mb = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20
+    if number * subject.run_mb > room_mb:
+        print(f"{name:16}{number:>6}   no room: some {number * subject.run_mb:.0f} MB of {room_mb:.0f}", flush=True)
+        return None
     found = subject.measure_start(number)
     starts = f"{median(found.start_s):.1f} ({max(found.start_s):.1f})"
     print(
@@ -423,6 +440,8 @@ def main() -> None:
         for number in numbers:
             mine = show_start("gpujobs", us, number)
             peer = show_start("process worker", them, number)
+            if mine is None or peer is None:
+                continue
             print(f"{'ratio':16}{'':6}{median(mine.start_s) / median(peer.start_s):>16.2f}", end="")
             print(f"{mine.memory_mb / peer.memory_mb:>10.3f}")
         names = [f"{name:>10}" for name in ("server", "host", "own work", "beyond")] + [f"{'calls':>8}{'load':>8}"]

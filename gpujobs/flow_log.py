@@ -20,8 +20,11 @@ _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)
 Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 
+_ECHOES = ("Finished in state Completed", "Task run failed with state")
+
+
 class NoEcho(logging.Filter):
-    """Drops what Prefect writes into the log at the end of each phase that went well: the page shows it anyway."""
+    """Drops what Prefect writes at the end of each phase that the page shows anyway, or that it writes once more."""
 
     def __init__(self, flow_name: str) -> None:
         """Be about the tasks of this flow alone."""
@@ -31,7 +34,7 @@ class NoEcho(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Say whether the record stays."""
         ours = getattr(record, "flow_name", "") == self._flow_name
-        return not (ours and str(record.msg).startswith("Finished in state Completed"))
+        return not (ours and str(record.msg).startswith(_ECHOES))
 
 
 class RunLog:

@@ -18,6 +18,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging.handlers import set_api_log_sink
 
 EVERY_S = 2.0
+HASTE_S = 0.5  # runs that end together are in a hurry together: their lines go in one call
 BATCH_BYTES = 2 * 1024 * 1024
 HELD_BYTES = 64 * 1024 * 1024  # of all runs together
 TRIES = 10  # of a batch at a server that is there, and fails each time
@@ -137,6 +138,8 @@ class Outbox:
                 wait_s = min(2 * wait_s, _SLOWEST_S)
             if over:
                 return
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), HASTE_S)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._hurry.wait(), wait_s)
 

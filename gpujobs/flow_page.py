@@ -7,6 +7,7 @@ away, holds up nothing. What is told again, on another host too, goes into the s
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -31,6 +32,7 @@ from gpujobs.host import Host
 from gpujobs.models import Reporter
 
 TURN_S = 1.0
+BRIEF_S = 5.0  # a run that is over by then is told of once: each call costs its server 10 to 30 ms of CPU
 END_S = 20.0  # for telling the end, once the machine is gone: on SQLite a call that meets another writer is sent again
 _SLOWEST_S = 30.0  # between two tries of what fails
 _NOT_FOUND = 404
@@ -50,6 +52,7 @@ class Page:
         self._reporter, self._known = reporter, known
         self._moves = Moves(client, flow_run.id)
         self._phase, self._thread = "", f"gpujobs-{run_id}-page"
+        self._began_s = time.monotonic()
         self._stale = self._reachable = False  # the facts have changed; the machine can be asked for its services
         self._addresses: Mapping[str, str] = {}
         self._told: dict[str, Any] = {}
@@ -89,17 +92,17 @@ class Page:
         except BaseException:
             keeping.cancel()
             raise
-        self._over.set()
         await self.end(keeping)
 
     async def end(self, keeping: "asyncio.Future[None] | None" = None) -> None:
         """Tell how the run ended, within END_S; trouble with that is logged."""
         self._moves.end_all()
+        self._stale = True
+        self._over.set()
         try:
             async with asyncio.timeout(END_S):
                 if keeping is not None:
-                    await keeping
-                self._stale = True
+                    await keeping  # as a rule its last turn tells the end
                 await self._tell()
         except Exception as error:  # noqa: BLE001 - the run is over, whether Prefect shows it or not
             _log.warning("run %s: its page does not tell its end: %s", self._run_id, error or type(error).__name__)
@@ -117,6 +120,11 @@ class Page:
                 wait_s = min(2 * wait_s, _SLOWEST_S)
 
     async def _tell(self) -> None:
+        if self._over.is_set() or time.monotonic() - self._began_s >= BRIEF_S:
+            await self._tell_news()
+        await self._moves.tell()
+
+    async def _tell_news(self) -> None:
         if self._reachable:
             self._addresses = await in_thread(self._services, name=self._thread)
             self._reachable = False
@@ -127,7 +135,6 @@ class Page:
             except Exception:
                 self._stale = True
                 raise
-        await self._moves.tell()
 
     async def _tell_facts(self, facts: Facts) -> None:
         name = facts.run.name

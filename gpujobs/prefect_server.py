@@ -15,6 +15,8 @@ from prefect.server.database.dependencies import MODELS_DEPENDENCIES
 from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
 from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 
+from gpujobs.process import collect_seldom
+
 
 class OneWriter(AioSqliteConfiguration):
     """SQLite, whose writers wait for each other."""
@@ -35,4 +37,6 @@ def create_app() -> FastAPI:
     url = PREFECT_API_DATABASE_CONNECTION_URL.value()
     if url.startswith("sqlite"):
         MODELS_DEPENDENCIES["database_config"] = OneWriter(connection_url=url)
-    return prefect_app()
+    app = prefect_app()
+    collect_seldom()
+    return app

@@ -33,7 +33,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import WorkerFlowRunResponse
-from prefect.context import AsyncClientContext
+from prefect.context import AsyncClientContext, SyncClientContext
 from prefect.exceptions import Abort, ObjectAlreadyExists
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.logging.loggers import get_logger
@@ -51,6 +51,7 @@ from gpujobs.flow_outbox import Outbox
 from gpujobs.host import Host
 from gpujobs.prefect_api import DEPLOYMENT, POOL, REAPER
 from gpujobs.prefect_login import login
+from gpujobs.process import collect_seldom
 from gpujobs.reap_flow import reap
 from gpujobs.settings import Settings, private_opener
 from gpujobs.worker_floor import Floor
@@ -164,6 +165,7 @@ def serve(settings: Settings, *, limit: int | None = None) -> int:
         lock.truncate()
         lock.write(host.driver)
         lock.flush()
+        collect_seldom()
         thread = threading.Thread(
             target=lambda: asyncio.run(_serve(host, over, limit)), name="gpujobs-loop", daemon=True
         )
@@ -183,6 +185,8 @@ async def _serve(host: Host, over: threading.Event, limit: int | None) -> None:
         if not await _reached(ended):
             return
         client = (await stack.enter_async_context(AsyncClientContext.get_or_create())).client
+        # Else each flow run makes three clients that call nobody, and each of those reads all certificates: 40 ms.
+        stack.enter_context(SyncClientContext.get_or_create())
         await stack.enter_async_context(Outbox(client).installed())
         await _deploy(limit)
         api, leases = str(client.api_url).rstrip("/"), host.settings.home / "leases.json"
@@ -281,8 +285,7 @@ def _take_over(host: Host, driver: str) -> None:
 
 
 def _quieten() -> None:
-    """Keep the jobs' output out of the host's own log: the server and the run's folder have it."""
-    for name in ("prefect", "prefect.flow_runs", "prefect.task_runs"):
-        for handler in get_logger(name).handlers + logging.getLogger(name).handlers:
-            if isinstance(handler, PrefectConsoleHandler):
-                handler.addFilter(lambda record: record.levelno >= logging.WARNING)
+    """Keep what runs tell out of the host's own log, but for warnings: the server and the run's folder have it."""
+    for handler in logging.getLogger().handlers + get_logger().handlers:
+        if isinstance(handler, PrefectConsoleHandler):
+            handler.addFilter(lambda record: record.levelno >= logging.WARNING or not hasattr(record, "flow_run_id"))

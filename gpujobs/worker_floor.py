@@ -2,16 +2,19 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prefect import states
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import Abort, Pause
 from prefect.filesystems import LocalFileSystem
 from prefect.flow_engine import run_flow
@@ -28,6 +31,8 @@ from gpujobs.flow_told import catch_up
 from gpujobs.flow_work import Work
 from gpujobs.host import Host
 from gpujobs.prefect_api import run_id_of
+
+KNOWN_S = 2.0  # for so long a deployment that was read counts as unchanged
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +53,8 @@ class Floor:
         """Drive them on `host`; `client` fetches flows and tells states."""
         self._host, self._client = host, client
         self._sitting: dict[str, Sitting] = {}
+        self._deployments: dict[UUID, tuple[float, DeploymentResponse]] = {}
+        self._reading = asyncio.Lock()
 
     @property
     def sitting(self) -> Mapping[str, Sitting]:
@@ -155,7 +162,7 @@ class Floor:
         """Import the deployment's flow; raises BadInput where that takes steps that would move this whole process."""
         if flow_run.deployment_id is None:
             raise BadInput("a flow run without a deployment cannot run here")
-        deployment = await self._client.read_deployment(flow_run.deployment_id)
+        deployment = await self._deployment(flow_run.deployment_id)
         folder = Path(deployment.path or ".")
         for step in deployment.pull_steps or []:
             [(name, inputs)] = step.items()
@@ -173,6 +180,15 @@ class Floor:
             # Else Prefect asks its server where results go by default, twice a run, and holds up our loop meanwhile.
             flow.result_storage = LocalFileSystem(basepath=str(self._host.settings.home))
         return flow
+
+    async def _deployment(self, deployment_id: UUID) -> DeploymentResponse:
+        """Read a deployment, once for all of its runs that begin together."""
+        async with self._reading:
+            read_s, found = self._deployments.get(deployment_id, (float("-inf"), None))
+            if found is None or time.monotonic() - read_s > KNOWN_S:
+                found = await self._client.read_deployment(deployment_id)
+                self._deployments[deployment_id] = (time.monotonic(), found)
+            return found
 
 
 async def _call(flow: Flow[Any, Any], flow_run: FlowRun) -> State[Any] | None:

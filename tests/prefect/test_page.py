@@ -184,9 +184,23 @@ def test_log_says_nothing_twice_and_not_that_each_phase_ended_well(shown: Shown,
     ]
 
 
-def test_page_of_a_failed_run_tells_why_and_what_it_cost(desk: Desk) -> None:
-    run_id, flow_run_id = desk.submit("exit 3")
+@pytest.fixture(scope="module")
+def failed(desk: Desk) -> tuple[str, str]:
+    """A run whose command failed: its id and its flow run's."""
+    run_id, flow_run_id = desk.submit("echo only to be read in the run; exit 3")
     assert desk.ended(flow_run_id)[0] == "FAILED"
+    return run_id, flow_run_id
+
+
+def test_hosts_own_log_has_the_failure_once_and_nothing_of_the_jobs_output(failed: tuple[str, str], desk: Desk) -> None:
+    desk.wrote(failed[0], "only to be read in the run")
+    lines = (desk.settings.home / "controller" / "worker.log").read_text().splitlines()
+    assert len([line for line in lines if failed[0] in line and "exit code 3" in line and "Task run" in line]) == 1
+    assert [line for line in lines if "only to be read" in line or line == "NoneType: None"] == []
+
+
+def test_page_of_a_failed_run_tells_why_and_what_it_cost(failed: tuple[str, str], desk: Desk) -> None:
+    run_id, flow_run_id = failed
     found = artifacts(desk, flow_run_id)
     told = rows(found["t-summary"]["data"])
     assert told["Result"].startswith("failed: the command ended with exit code 3")
