@@ -168,11 +168,11 @@ class Attempt:
 
     def _follow(self, shell: Shell) -> None:
         folder = self.job.folder
-        with folder.appending() as log:
+        with folder.appending() as add:
 
             def keep(data: bytes) -> None:
                 self.job.host.check_hold()
-                log.write(data)
+                add(data)
                 self.job.reporter.output(data)
 
             runner = self._runner(shell)
