@@ -92,9 +92,10 @@ class Database:
 
         return self._write(count, what, type(statement).__name__.lower(), *columns)
 
-    def write_and_read(self, statement: Executable, what: str) -> Any:
-        """Do it, and give the first column that the statement returns; None where it did nothing."""
-        return self._write(lambda connection: connection.scalar(statement), what, "claim")
+    def write_and_read(self, statement: Executable, what: str, *columns: str) -> Any:
+        """Do it, and give the first column that the statement returns; None where it did none; `columns` as above."""
+        kind = (type(statement).__name__.lower(), *columns)
+        return self._write(lambda connection: connection.scalar(statement), what, *kind)
 
     def change(self, statement: Update, changes: Mapping[str, Any], what: str) -> None:
         """Change fields of one row; raises BadInput where there is none."""

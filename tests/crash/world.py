@@ -1,0 +1,406 @@
+"""A whole world in this thread: both clouds, their machines, a clock that only moves when somebody waits, our host.
+
+The API is the fake's own Flask application, called without a socket; above it everything is as in a real process, but
+for two threads (the watcher's and the guard's), whose work is done while the one thread of the simulation waits.
+"""
+
+import concurrent.futures
+import functools
+import io
+import itertools
+import random
+import shutil
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import urllib3
+from requests.adapters import BaseAdapter, HTTPAdapter
+from sqlalchemy import text
+from werkzeug.test import EnvironBuilder, run_wsgi_app
+
+from fake_server import ground
+from fake_server.clock import Timeline
+from fake_server.faults import FaultRule
+from fake_server.server import FakeServer
+from fake_server.spec import ContainerSpec, Endpoint
+from fake_server.wire import CUT
+from fake_server.world import World as FakeWorld
+from gpujobs import host as host_module
+from gpujobs import lifecycle, line, shell, transfer_place
+from gpujobs.backends import _http
+from gpujobs.host import Guard, Host, Lease, Timing
+from gpujobs.ledger import Ledger, open_ledger
+from gpujobs.models import Access, Machine
+from gpujobs.news import NewsWriter
+from gpujobs.settings import Settings
+from gpujobs.shell_connection import Timeouts
+from gpujobs.watch import Watch, Watcher
+from tests.crash.machines import SimConnection, SimExchange, SimMachine
+from tests.fake_server.doubles import QuietContainers
+
+OWNER = "tester"
+HOST_KEY = "ssh-ed25519 AAAA"
+_STEP_S = 5.0  # how far time moves at most before leases are looked after
+_POLL_S = 0.5
+_REAL_S = 60.0
+_TABLES = ("events", "bills", "machines", "attempts", "snapshots", "runs")
+_MUTATING = ("create", "delete", "stop", "operate", "set_", "power", "add_")
+
+
+class SimContainers(QuietContainers):
+    """The fake's machines, each with its side that we log in to."""
+
+    world: "World"
+
+    def start(self, spec: ContainerSpec, *, sshd_delay_s: float = 0.0) -> Endpoint:
+        endpoint = super().start(spec, sshd_delay_s=sshd_delay_s)
+        machine = SimMachine(
+            id=spec.name, time=self.world.clock, on_start=self.world.work_began, on_pulled=self._pulled
+        )
+        self.world.machines[endpoint.port] = machine
+        return endpoint
+
+    def stop(self, name: str, *, grace_s: float = 0.0) -> None:
+        super().stop(name, grace_s=grace_s)
+        for machine in self.world.machines.values():
+            if machine.id == name:
+                machine.alive = False
+
+    def _pulled(self, name: str) -> None:
+        """Do as the keeper of a rented container does: end it once its work is pulled."""
+        if self.world.backend == "autodl":
+            self.end_cmd(name)
+
+
+class SimClock:
+    """The fake's own clock, as a Clock: to wait is to move it, and with it all that falls due."""
+
+    def __init__(self, world: "World") -> None:
+        self._world, self._driver = world, threading.current_thread()
+        self._passed_s = 0.0
+        self.look_after: Callable[[], None] = lambda: None
+
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(self._world.fake.world.ground.timeline.now(), UTC)
+
+    def monotonic(self) -> float:
+        return self._passed_s
+
+    def wait(self, event: threading.Event, timeout_s: float) -> bool:
+        if threading.current_thread() is not self._driver:  # a bound on a piece of work, which ends before it strikes
+            return event.wait(_REAL_S)
+        if not event.is_set():
+            self.move(max(0.0, timeout_s))
+        return event.is_set()
+
+    def move(self, seconds: float) -> None:
+        """Let time pass."""
+        left_s = seconds
+        while True:
+            step_s = min(left_s, _STEP_S)
+            self._passed_s += step_s
+            self._world.pass_time(step_s)
+            self.look_after()
+            left_s -= step_s
+            if left_s <= 0:
+                return
+
+
+class InlineGuard(Guard):
+    """A guard without a thread: it looks after the leases whenever time has moved."""
+
+    def add(self, lease: Lease) -> None:
+        with self._lock:
+            self._leases.append(lease)
+
+    def look_after(self) -> None:
+        for lease in list(self._leases):
+            self._look(lease)
+
+
+class InlineWatcher(Watcher):
+    """A watcher without a thread: who waits for news asks for them himself."""
+
+    @contextmanager
+    def watch(self, machine: Machine) -> Iterator[Watch]:
+        asking = _Asking(self, self._clock)
+        watch = Watch(machine, clock=asking)
+        asking.watch = watch
+        yield watch
+
+
+class _Asking:
+    watch: Watch
+
+    def __init__(self, watcher: InlineWatcher, clock: Any) -> None:
+        self._watcher, self._clock = watcher, clock
+        self._asked_at = float("-inf")
+
+    def monotonic(self) -> float:
+        return float(self._clock.monotonic())
+
+    def now(self) -> datetime:
+        moment: datetime = self._clock.now()
+        return moment
+
+    def wait(self, event: threading.Event, timeout_s: float) -> bool:
+        if self.monotonic() - self._asked_at >= _POLL_S:
+            self._asked_at = self.monotonic()
+            self._watcher._ask([self.watch])
+            if event.is_set():
+                return True
+        return bool(self._clock.wait(event, timeout_s))
+
+
+class InlineExecutor:
+    """Does what is submitted at once, in the same thread."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def __enter__(self) -> "InlineExecutor":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def map(self, act: Callable[[Any], Any], items: Iterable[Any]) -> Sequence[Any]:
+        return [act(item) for item in items]
+
+    def submit(self, act: Callable[[], Any]) -> "concurrent.futures.Future[Any]":
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        try:
+            future.set_result(act())
+        except Exception as error:  # noqa: BLE001 - as an executor does; whoever asks for the result gets it
+            future.set_exception(error)
+        return future
+
+
+class QueueLanes:
+    """The fake's slow work, done in order when time is given to it."""
+
+    def __init__(self, *, workers: int) -> None:
+        del workers
+        self._jobs: deque[Callable[[], object]] = deque()
+        self.done = 0
+
+    def submit(self, lane: str, job: Callable[[], object]) -> None:
+        del lane
+        self._jobs.append(job)
+
+    def wait(self, timeout_s: float) -> bool:
+        del timeout_s
+        while self._jobs:
+            self._jobs.popleft()()
+            self.done += 1
+        return True
+
+    def end(self) -> None:
+        self._jobs.clear()
+
+    def join(self) -> None:
+        """Nothing runs by itself."""
+
+
+def act_later(world: FakeWorld, seconds: float, action: Callable[[], object]) -> None:
+    """Do as the fake's own `later`, without a thread."""
+    world.ground.timeline.after(seconds, lambda: world.ground._lanes.submit("late", action))
+
+
+class WsgiAdapter(BaseAdapter):
+    """Takes requests straight to the fake's application."""
+
+    world: "World"
+
+    def __init__(self, **_: object) -> None:
+        super().__init__()
+        self._real = HTTPAdapter()
+
+    def send(self, request: requests.PreparedRequest, **_: Any) -> requests.Response:  # type: ignore[override]
+        body = request.body.encode() if isinstance(request.body, str) else request.body or b""
+        builder = EnvironBuilder(
+            path=str(request.url).removeprefix(self.world.fake.url),
+            method=request.method,
+            headers=dict(request.headers),
+            data=body,
+            base_url=self.world.fake.url,
+        )
+        environ = builder.get_environ()
+        chunks, status, headers = run_wsgi_app(self.world.app, environ, buffered=True)
+        self.world.settle()
+        if environ.get(CUT) is not None:
+            raise requests.ConnectionError(urllib3.exceptions.ProtocolError("cut", ConnectionResetError()))
+        reply = urllib3.HTTPResponse(
+            body=io.BytesIO(b"".join(chunks)),
+            headers=list(headers.items()),
+            status=int(status.split()[0]),
+            preload_content=False,
+        )
+        return self._real.build_response(request, reply)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The work began: on which machine, as which attempt, while the work of which others might still run."""
+
+    machine_id: str
+    name: str
+    beside: tuple[str, ...]
+
+
+@dataclass
+class World:
+    """Both clouds, one ledger, one home."""
+
+    folder: Path
+    backend: str
+    machines: dict[int, SimMachine] = field(default_factory=dict)
+    starts: list[Start] = field(default_factory=list)
+
+    def open(self) -> None:
+        """Begin; `new` gives each test a world of its own."""
+        containers = type("Containers", (SimContainers,), {"world": self})
+        self.fake = FakeServer(seed=1, speed=0.0, containers=containers)
+        self.fake.url = "http://127.0.0.1:9"
+        self.fake._folder = self.folder / "fake"
+        self.fake._folder.mkdir()
+        self.fake.world = self.fake._make_world(self.fake._folder)
+        self.app = self.fake._app()
+        self.clock = SimClock(self)
+        self.home = self.folder / "home"
+        self.settings = Settings(
+            home=self.home, database_url=f"sqlite:///{self.home}/ledger.db", owner=OWNER, config=self._config()
+        )
+        self.ledger = open_ledger(self.settings.database_url, clock=self.clock)
+
+    def close(self) -> None:
+        """End."""
+        self.ledger.close()
+        self.fake.world.close()
+        self.fake.recorder.close()
+
+    def new(self) -> None:
+        """Make everything as if nothing had ever been."""
+        self.fake.reset()
+        self.machines.clear()
+        self.starts.clear()
+        with self.ledger._database.engine.begin() as connection:
+            for table in _TABLES:
+                connection.execute(text(f"DELETE FROM {table}"))
+        for name in ("runs", "unreleased"):
+            shutil.rmtree(self.home / name, ignore_errors=True)
+
+    def host(self) -> Host:
+        """Be a new process: nothing is left of an earlier one but the ledger, the home, and what the clouds know."""
+        self.clock.look_after = lambda: None
+        ledger = Ledger(self.ledger._database)
+        host = Host(self.settings, ledger, clock=self.clock, dice=random.Random(1), timing=Timing())
+        guard = InlineGuard(ledger, clock=self.clock, timing=host.timing)
+        host._guard = guard
+        self.clock.look_after = guard.look_after
+        return host
+
+    def fault(self, endpoint: str, kind: str, **more: Any) -> None:
+        """Make a call go wrong."""
+        self.fake.faults.add(FaultRule.model_validate({"endpoint": f"{self.backend}.{endpoint}", "kind": kind, **more}))
+
+    def pass_time(self, seconds: float) -> None:
+        """Move the clouds' clock, and let everything happen that falls due."""
+        timeline = self.fake.world.ground.timeline
+        timeline.advance(seconds)
+        self.settle()
+
+    def settle(self) -> None:
+        """Let everything happen that is due now."""
+        under = self.fake.world.ground
+        while True:
+            before = under.stirrings
+            under.settle(_REAL_S)
+            under.timeline.advance(0.0)
+            if under.stirrings == before:
+                return
+
+    def work_began(self, machine_id: str, name: str) -> None:
+        """Hear of a start."""
+        alive = {machine.id for machine in self.fake.world.ground.truth.alive()}
+        beside = tuple(start.name for start in self.starts if start.machine_id in alive)
+        self.starts.append(Start(machine_id, name, beside))
+
+    def alive(self) -> Sequence[str]:
+        """Name the machines that are not gone, by the truth."""
+        return sorted(machine.name for machine in self.fake.world.ground.truth.alive())
+
+    def acts(self) -> Mapping[str, int]:
+        """Count the calls that change something at a provider."""
+        calls = self.fake.world.ground.calls
+        return {name: n for name, n in calls.items() if name.partition(".")[2].startswith(_MUTATING)}
+
+    def rows(self) -> Mapping[str, Sequence[Any]]:
+        """Give everything that the ledger holds."""
+        with self.ledger._database.engine.connect() as connection:
+            return {
+                table: [tuple(row) for row in connection.execute(text(f"SELECT * FROM {table} ORDER BY 1, 2"))]
+                for table in _TABLES
+            }
+
+    def connect(self, access: Access, *, host_key: str | None, pkey_path: Path | None, timeouts: Timeouts) -> Any:
+        """Log in to a machine, in the place of `open_connection`."""
+        del timeouts
+        machine = self.machines[access.port]
+        key = shell.make_key(pkey_path).encode() if pkey_path else b""
+        assert host_key in {None, HOST_KEY}
+        assert not pkey_path or key in machine.keys or access.password
+        return SimConnection(machine, host_key=HOST_KEY)
+
+    def reachable(self, host: str, port: int, timeout_s: float) -> bool:
+        """Say whether somebody answers, in the place of the TCP probe."""
+        del host, timeout_s
+        return port in self.machines and self.machines[port].alive
+
+    def _config(self) -> Mapping[str, Any]:
+        env = {name.lower().partition("_")[::2]: value for name, value in self.fake.env().items()}
+        config: dict[str, dict[str, str]] = {}
+        for (backend, name), value in env.items():
+            config.setdefault(backend, {})[name] = value
+        return config
+
+
+@contextmanager
+def world_of(backend: str, folder: Path) -> Iterator[World]:
+    """Open a world, with all that stands in the place of sockets and threads, for as long as the block runs."""
+    world = World(folder=folder, backend=backend)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AUTODL_TOKEN", "AUTODL_API_URL", "MATRIXDC_TOKEN", "MATRIXDC_NAMESPACE", "MATRIXDC_API_URL"):
+            patch.delenv(name, raising=False)
+        patch.setattr(_http, "HTTPAdapter", type("Adapter", (WsgiAdapter,), {"world": world}))
+        patch.setattr(shell, "Exchange", SimExchange)
+        patch.setattr(shell, "open_connection", world.connect)
+        patch.setattr(line, "reachable", world.reachable)
+        patch.setattr(host_module, "Watcher", InlineWatcher)
+        patch.setattr(concurrent.futures, "ThreadPoolExecutor", InlineExecutor)
+        patch.setattr(transfer_place, "_lives", lambda _: False)  # a dead process has our own number here
+        patch.setattr(ground, "Lanes", QueueLanes)
+        patch.setattr(Timeline, "start", lambda _: None)
+        patch.setattr(FakeWorld, "later", act_later)
+        world.open()
+        news = functools.partial(NewsWriter, now=world.clock.monotonic)
+        patch.setattr(lifecycle, "NewsWriter", news)
+        try:
+            yield world
+        finally:
+            world.close()
+
+
+def numbered(names: Sequence[str]) -> Sequence[str]:
+    """Tell places of the same name apart by how often they were passed."""
+    seen: dict[str, Iterator[int]] = {}
+    return [f"{name} #{next(seen.setdefault(name, itertools.count(1)))}" for name in names]
