@@ -19,6 +19,7 @@ from tests.crash.world import OWNER, World
 RUN = "aaaa111111"
 DEAD_S = 61.0  # a dead driver's lease has run out
 GRACE_S = 130.0  # past the reaper's grace
+SHUTDOWN_S = 5.0  # a list forgets a machine some moments before it is gone
 LONG_S = 600.0  # whatever a provider does late, it has done by now
 _NAME = re.compile(rf"gj-{OWNER}-{RUN}-\d+")
 _DRAFT = re.compile(r"pull-\d+-\w+")
@@ -88,6 +89,7 @@ def reap(world: World) -> None:
     for wait_s in (GRACE_S, LONG_S):
         world.clock.move(wait_s)
         reaper.reap(world.host(), yes=False, reporter=Memory())
+    world.clock.move(SHUTDOWN_S)
 
 
 def check(world: World, *, ended: bool = True, succeeded: bool = False, strangers: Sequence[str] = ()) -> None:
