@@ -11,6 +11,7 @@ from gpujobs.errors import Busy
 from gpujobs.host import Host
 from gpujobs.ledger_rows import ENDED
 from gpujobs.lifecycle import Outcome, execute, open_run
+from gpujobs.recipe import Recipe
 from gpujobs.run_folder import RunFolder
 from tests.cloud import Memory, recipe_for
 from tests.crash.machines import KEPT, first_line, purpose, whole_log
@@ -69,7 +70,7 @@ def live(world: World, *, dies_at: int | None = None) -> tuple[Life, Outcome | N
     return life, outcome
 
 
-def the_recipe(world: World) -> object:
+def the_recipe(world: World) -> Recipe:
     """Give the one recipe: a folder up, a file down."""
     workdir = world.folder / "project"
     workdir.mkdir(exist_ok=True)
@@ -92,18 +93,31 @@ def reap(world: World) -> None:
     world.clock.move(SHUTDOWN_S)
 
 
+def strangers_of(world: World) -> Sequence[str]:
+    """Rent machines that are not ours, by another owner and by hand, and give their names."""
+    names = ["gj-other-bbbb222222-1", "my own box"]
+    backend, recipe = world.host().backend(world.backend), the_recipe(world)
+    offer = backend.offers(recipe)[0]
+    for name in names:
+        backend.create(recipe, offer, name=name, image="")
+    world.clock.move(SHUTDOWN_S)
+    assert world.alive() == sorted(names)
+    return names
+
+
 def check(world: World, *, ended: bool = True, succeeded: bool = False, strangers: Sequence[str] = ()) -> None:
     """Hold the promises, after recovery and reaping; then recover and reap again, which must change nothing."""
-    _check_promises(world, ended=ended, succeeded=succeeded, strangers=strangers)
+    check_promises(world, ended=ended, succeeded=succeeded, strangers=strangers)
     before = world.rows(), world.acts()
     if ended:
         recover(world)
     reap(world)
     assert (world.rows(), world.acts()) == before, "a second recovery changes something"
-    _check_promises(world, ended=ended, succeeded=succeeded, strangers=strangers)
+    check_promises(world, ended=ended, succeeded=succeeded, strangers=strangers)
 
 
-def _check_promises(world: World, *, ended: bool, succeeded: bool, strangers: Sequence[str]) -> None:
+def check_promises(world: World, *, ended: bool = True, succeeded: bool = False, strangers: Sequence[str] = ()) -> None:
+    """Hold what must be true once all is quiet."""
     assert world.alive() == sorted(strangers), "machines billed are not the machines wanted"
     names = [start.name for start in world.starts]
     assert len(names) == len(set(names)), f"a command was started twice: {names}"

@@ -11,8 +11,7 @@ import itertools
 import random
 import shutil
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -36,20 +35,19 @@ from fake_server.world import World as FakeWorld
 from gpujobs import host as host_module
 from gpujobs import lifecycle, line, shell, transfer_place
 from gpujobs.backends import _http
-from gpujobs.host import Guard, Host, Lease, Timing
+from gpujobs.host import Host, Timing
 from gpujobs.ledger import Ledger, open_ledger
-from gpujobs.models import Access, Machine
+from gpujobs.models import Access
 from gpujobs.news import NewsWriter
 from gpujobs.settings import Settings
 from gpujobs.shell_connection import Timeouts
-from gpujobs.watch import Watch, Watcher
+from tests.crash.inline import InlineExecutor, InlineGuard, InlineWatcher, QueueLanes, act_later
 from tests.crash.machines import SimConnection, SimExchange, SimMachine
 from tests.fake_server.doubles import QuietContainers
 
 OWNER = "tester"
 HOST_KEY = "ssh-ed25519 AAAA"
-_STEP_S = 5.0  # how far time moves at most before leases are looked after
-_POLL_S = 0.5
+_STEP_S = 15.0  # how far time moves at most before leases are looked after
 _REAL_S = 60.0
 _TABLES = ("events", "bills", "machines", "attempts", "snapshots", "runs")
 _MUTATING = ("create", "delete", "stop", "operate", "set_", "power", "add_")
@@ -112,105 +110,6 @@ class SimClock:
             left_s -= step_s
             if left_s <= 0:
                 return
-
-
-class InlineGuard(Guard):
-    """A guard without a thread: it looks after the leases whenever time has moved."""
-
-    def add(self, lease: Lease) -> None:
-        with self._lock:
-            self._leases.append(lease)
-
-    def look_after(self) -> None:
-        for lease in list(self._leases):
-            self._look(lease)
-
-
-class InlineWatcher(Watcher):
-    """A watcher without a thread: who waits for news asks for them himself."""
-
-    @contextmanager
-    def watch(self, machine: Machine) -> Iterator[Watch]:
-        asking = _Asking(self, self._clock)
-        watch = Watch(machine, clock=asking)
-        asking.watch = watch
-        yield watch
-
-
-class _Asking:
-    watch: Watch
-
-    def __init__(self, watcher: InlineWatcher, clock: Any) -> None:
-        self._watcher, self._clock = watcher, clock
-        self._asked_at = float("-inf")
-
-    def monotonic(self) -> float:
-        return float(self._clock.monotonic())
-
-    def now(self) -> datetime:
-        moment: datetime = self._clock.now()
-        return moment
-
-    def wait(self, event: threading.Event, timeout_s: float) -> bool:
-        if self.monotonic() - self._asked_at >= _POLL_S:
-            self._asked_at = self.monotonic()
-            self._watcher._ask([self.watch])
-            if event.is_set():
-                return True
-        return bool(self._clock.wait(event, timeout_s))
-
-
-class InlineExecutor:
-    """Does what is submitted at once, in the same thread."""
-
-    def __init__(self, *_: object, **__: object) -> None: ...
-
-    def __enter__(self) -> "InlineExecutor":
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def map(self, act: Callable[[Any], Any], items: Iterable[Any]) -> Sequence[Any]:
-        return [act(item) for item in items]
-
-    def submit(self, act: Callable[[], Any]) -> "concurrent.futures.Future[Any]":
-        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
-        try:
-            future.set_result(act())
-        except Exception as error:  # noqa: BLE001 - as an executor does; whoever asks for the result gets it
-            future.set_exception(error)
-        return future
-
-
-class QueueLanes:
-    """The fake's slow work, done in order when time is given to it."""
-
-    def __init__(self, *, workers: int) -> None:
-        del workers
-        self._jobs: deque[Callable[[], object]] = deque()
-        self.done = 0
-
-    def submit(self, lane: str, job: Callable[[], object]) -> None:
-        del lane
-        self._jobs.append(job)
-
-    def wait(self, timeout_s: float) -> bool:
-        del timeout_s
-        while self._jobs:
-            self._jobs.popleft()()
-            self.done += 1
-        return True
-
-    def end(self) -> None:
-        self._jobs.clear()
-
-    def join(self) -> None:
-        """Nothing runs by itself."""
-
-
-def act_later(world: FakeWorld, seconds: float, action: Callable[[], object]) -> None:
-    """Do as the fake's own `later`, without a thread."""
-    world.ground.timeline.after(seconds, lambda: world.ground._lanes.submit("late", action))
 
 
 class WsgiAdapter(BaseAdapter):
@@ -296,7 +195,7 @@ class World:
         with self.ledger._database.engine.begin() as connection:
             for table in _TABLES:
                 connection.execute(text(f"DELETE FROM {table}"))
-        for name in ("runs", "unreleased"):
+        for name in ("runs", "ssh", "unreleased"):
             shutil.rmtree(self.home / name, ignore_errors=True)
 
     def host(self) -> Host:
@@ -367,11 +266,9 @@ class World:
         return port in self.machines and self.machines[port].alive
 
     def _config(self) -> Mapping[str, Any]:
-        env = {name.lower().partition("_")[::2]: value for name, value in self.fake.env().items()}
-        config: dict[str, dict[str, str]] = {}
-        for (backend, name), value in env.items():
-            config.setdefault(backend, {})[name] = value
-        return config
+        own = f"{self.backend}_"
+        env = {name.lower(): value for name, value in self.fake.env().items()}
+        return {self.backend: {name.removeprefix(own): env[name] for name in env if name.startswith(own)}}
 
 
 @contextmanager
