@@ -121,7 +121,9 @@ def check_promises(world: World, *, ended: bool = True, succeeded: bool = False,
     assert world.alive() == sorted(strangers), "machines billed are not the machines wanted"
     names = [start.name for start in world.starts]
     assert len(names) == len(set(names)), f"a command was started twice: {names}"
-    assert [start for start in world.starts if start.beside] == [], "two attempts worked at once"
+    assert [start for start in world.starts if start.beside] == [], (
+        "an attempt began before the machine of an earlier one was gone"
+    )
     host = world.host()
     assert host.ledger.machines_alive() == [], "the ledger holds a machine that is gone"
     known = [run.id for run in host.ledger.list_runs()]

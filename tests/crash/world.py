@@ -149,7 +149,7 @@ class WsgiAdapter(BaseAdapter):
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The work began: on which machine, as which attempt, while the work of which others might still run."""
+    """The work began: on which machine, as which attempt, and which other machines of the run lived then."""
 
     machine_id: str
     name: str
@@ -164,6 +164,7 @@ class World:
     backend: str
     machines: dict[int, SimMachine] = field(default_factory=dict)
     starts: list[Start] = field(default_factory=list)
+    acts_late: bool = False
 
     def open(self) -> None:
         """Begin; `new` gives each test a world of its own."""
@@ -192,6 +193,7 @@ class World:
         self.fake.reset()
         self.machines.clear()
         self.starts.clear()
+        self.acts_late = False
         with self.ledger._database.engine.begin() as connection:
             for table in _TABLES:
                 connection.execute(text(f"DELETE FROM {table}"))
@@ -210,6 +212,7 @@ class World:
 
     def fault(self, endpoint: str, kind: str, **more: Any) -> None:
         """Make a call go wrong."""
+        self.acts_late |= kind == "late_act"
         self.fake.faults.add(FaultRule.model_validate({"endpoint": f"{self.backend}.{endpoint}", "kind": kind, **more}))
 
     def pass_time(self, seconds: float) -> None:
@@ -230,9 +233,12 @@ class World:
 
     def work_began(self, machine_id: str, name: str) -> None:
         """Hear of a start."""
-        alive = {machine.id for machine in self.fake.world.ground.truth.alive()}
-        beside = tuple(start.name for start in self.starts if start.machine_id in alive)
-        self.starts.append(Start(machine_id, name, beside))
+        ours = name.rpartition("-")[0]
+        beside = [one.name for one in self.fake.world.ground.truth.alive() if one.name.startswith(ours)]
+        beside.remove(name)
+        if self.acts_late:  # an earlier attempt's machine may come when nobody can expect it any more, and does no work
+            beside = [start.name for start in self.starts if start.name in beside]
+        self.starts.append(Start(machine_id, name, tuple(beside)))
 
     def alive(self) -> Sequence[str]:
         """Name the machines that are not gone, by the truth."""
