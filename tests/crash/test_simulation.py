@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.cloud import BACKENDS
-from tests.crash.lives import check, check_promises, live, place, reap, recover, strangers_of
+from tests.crash.lives import RUN, check, check_promises, live, place, reap, recover, strangers_of
 from tests.crash.world import World, world_of
 
 CHUNKS = 4
@@ -133,3 +133,28 @@ def _twice(world: World, first: int, second: int) -> None:
     recover(world)
     reap(world)
     check_promises(world, succeeded=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_list_that_lacks_a_new_machine_for_a_moment_fails_no_run(world: World) -> None:
+    begin(world, ("list", "stale_list", {"count": 3}))
+    outcome = live(world)[1]
+    assert outcome is not None
+    assert (outcome.state, outcome.error) == ("succeeded", "")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_was_never_made_is_known_to_cost_nothing_once_its_run_is_resumed(world: World) -> None:
+    begin(world)
+    names = live(world)[0].passed
+    create = next(
+        number for number, name in enumerate(names) if place(name).startswith("before http") and "create" in name
+    )
+    begin(world)
+    live(world, dies_at=create)
+    recover(world)
+    assert [(one.attempt, one.settled, one.id is None) for one in world.ledger.machines(RUN)] == [
+        (1, True, True),
+        (2, True, False),
+    ]
+    assert world.ledger.machines_alive() == []
