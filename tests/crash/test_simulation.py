@@ -5,35 +5,20 @@ a failure names is a place: `live(world, dies_at=...)` in a test of its own show
 """
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import pytest
 
 from tests.cloud import BACKENDS
+from tests.crash.faults import FAULTS, Fault, begin_fault
 from tests.crash.lives import RUN, check, check_promises, live, place, reap, recover, strangers_of
 from tests.crash.world import World, world_of
 
 CHUNKS = 4
 PAIRS = 120  # of each backend
 EVERY = 10  # with a fault, every so manieth place, another one for each fault
-CALLS: Mapping[str, Mapping[str, str]] = {
-    "autodl": {"create": "create_deployment", "delete": "delete_deployment", "list": "list_deployments"},
-    "matrixdc": {"create": "create_instance", "delete": "delete_instance", "list": "list_instances"},
-}
-FAULTS: Sequence[tuple[str, str, Mapping[str, Any]]] = (
-    ("create", "lost_reply", {}),
-    ("create", "error_500", {}),
-    ("create", "late_act", {"seconds": 5}),  # inside the settling window
-    ("create", "late_act", {"seconds": 90}),  # when the next process is at work
-    ("create", "late_act", {"seconds": 400}),  # when all is over
-    ("delete", "lost_reply", {}),
-    ("delete", "error_500", {"count": 3}),
-    ("delete", "late_act", {"seconds": 30}),
-    ("list", "stale_list", {}),
-)
 
 
 @pytest.fixture
@@ -46,10 +31,10 @@ def world(backend: str) -> Iterator[World]:
         yield world
 
 
-def begin(world: World, fault: tuple[str, str, Mapping[str, Any]] | None = None) -> None:
+def begin(world: World, fault: Fault | None = None) -> None:
     world.new()
     if fault:
-        world.fault(CALLS[world.backend][fault[0]], fault[1], **fault[2])
+        begin_fault(world, fault)
 
 
 def tell(case: str, act: Callable[[], object]) -> str:
