@@ -7,7 +7,6 @@ for two threads (the watcher's and the guard's), whose work is done while the on
 import concurrent.futures
 import functools
 import io
-import itertools
 import random
 import shutil
 import threading
@@ -301,9 +300,3 @@ def world_of(backend: str, folder: Path) -> Iterator[World]:
             yield world
         finally:
             world.close()
-
-
-def numbered(names: Sequence[str]) -> Sequence[str]:
-    """Tell places of the same name apart by how often they were passed."""
-    seen: dict[str, Iterator[int]] = {}
-    return [f"{name} #{next(seen.setdefault(name, itertools.count(1)))}" for name in names]
