@@ -55,6 +55,15 @@ def whole_log(name: str) -> bytes:
     return first_line(name) + b"done\n"
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The work began: on which machine, as which attempt, and which other machines of the run lived then."""
+
+    machine_id: str
+    name: str
+    beside: tuple[str, ...]
+
+
 @dataclass
 class Work:
     """One attempt's folder."""

@@ -41,7 +41,7 @@ from gpujobs.news import NewsWriter
 from gpujobs.settings import Settings
 from gpujobs.shell_connection import Timeouts
 from tests.crash.inline import InlineExecutor, InlineGuard, InlineWatcher, QueueLanes, act_later
-from tests.crash.machines import SimConnection, SimExchange, SimMachine
+from tests.crash.machines import SimConnection, SimExchange, SimMachine, Start
 from tests.fake_server.doubles import QuietContainers
 
 OWNER = "tester"
@@ -144,15 +144,6 @@ class WsgiAdapter(BaseAdapter):
 
     def close(self) -> None:
         """Nothing is open."""
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """The work began: on which machine, as which attempt, and which other machines of the run lived then."""
-
-    machine_id: str
-    name: str
-    beside: tuple[str, ...]
 
 
 @dataclass
