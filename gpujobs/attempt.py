@@ -69,7 +69,7 @@ class Attempt:
                     self.backend.avoid(line.machine, why="slow to boot")
                     raise late(str(error)) from error
                 line.check_alive(booting=not self.work_began)
-        line.note(self.backend.refresh(line.machine))
+        line.look(booting=not self.work_began)
         record = host.ledger.machine(self.name)
         if record and record.running_at is None:
             host.ledger.update_machine(self.name, running_at=host.clock.now())
@@ -168,11 +168,11 @@ class Attempt:
 
     def _follow(self, shell: Shell) -> None:
         folder = self.job.folder
-        with folder.appending() as log:
+        with folder.appending() as add:
 
             def keep(data: bytes) -> None:
                 self.job.host.check_hold()
-                log.write(data)
+                add(data)
                 self.job.reporter.output(data)
 
             runner = self._runner(shell)

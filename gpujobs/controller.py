@@ -18,6 +18,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from gpujobs import backends, process
+from gpujobs.crash import Point
 from gpujobs.errors import BadInput, GpujobsError
 from gpujobs.prefect_database import lay_out
 from gpujobs.prefect_login import login
@@ -266,7 +267,8 @@ def _write(settings: Settings, made: Controller) -> None:
     draft = path.with_suffix(".new")
     with open(draft, "w", encoding="utf-8", opener=private_opener) as file:
         json.dump(asdict(made), file)
-    draft.replace(path)
+    with Point("file", "put in place", path.name):
+        draft.replace(path)
 
 
 @contextmanager

@@ -117,20 +117,20 @@ class Ledger:
         claim = update(runs).where(runs.c.id == run_id, free).returning(runs.c.fence)
         claim = claim.where(runs.c.state.not_in(ENDED)) if unended else claim
         values = {"driver": driver, "lease_until": now + timedelta(seconds=lease_s), "fence": runs.c.fence + 1}
-        token: int | None = self._database.write_and_read(claim.values(**values), f"run {run_id}")
+        token: int | None = self._database.write_and_read(claim.values(**values), f"run {run_id}", "driver")
         return token
 
     def renew(self, run_id: str, token: int, *, lease_s: float, now: datetime) -> bool:
         """Lengthen the claim of that token; False when another has taken the run: stop driving it."""
         held = update(runs).where(runs.c.id == run_id, runs.c.fence == token, runs.c.driver != "")
         lease = held.values(lease_until=now + timedelta(seconds=lease_s))
-        return self._database.write(lease, f"run {run_id}") == 1
+        return self._database.write(lease, f"run {run_id}", "lease_until") == 1
 
     def release_claim(self, run_id: str, driver: str, *, token: int | None = None) -> None:
         """Let go of the run, if `driver` holds it (by the claim of that `token`). Idempotent."""
         held = update(runs).where(runs.c.id == run_id, runs.c.driver == driver)
         held = held if token is None else held.where(runs.c.fence == token)
-        self._database.write(held.values(driver="", lease_until=None), f"run {run_id}")
+        self._database.write(held.values(driver="", lease_until=None), f"run {run_id}", "driver")
 
     def request_cancel(self, run_id: str, at: datetime) -> None:
         """Ask whoever drives the run to stop; the first time stays. Raises BadInput where there is no such run."""

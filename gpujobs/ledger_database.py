@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, Operation
 from sqlalchemy.sql.dml import Insert, Update
 
 from gpujobs.clock import Clock
+from gpujobs.crash import Point
 from gpujobs.errors import BadInput, Busy, GpujobsError, LetGo
 from gpujobs.ledger_engine import place
 from gpujobs.ledger_tables import runs
@@ -79,22 +80,26 @@ class Database:
             hold = self.hold
             self._read(lambda connection: _check(connection, hold, lock=False))
 
-    def write(self, statement: Insert | Update, what: str) -> int:
-        """Do it, and give the number of rows; raises Busy where `what` is there already, or our hold is stale."""
+    def write(self, statement: Insert | Update, what: str, *columns: str) -> int:
+        """Do it, and give the number of rows; raises Busy where `what` is there already, or our hold is stale.
+
+        `columns` tell a crash point apart from others of the same table.
+        """
 
         def count(connection: Connection) -> int:
             result = connection.execute(statement)
             return result.rowcount if isinstance(result, CursorResult) else 0
 
-        return self._write(count, what)
+        return self._write(count, what, type(statement).__name__.lower(), *columns)
 
-    def write_and_read(self, statement: Executable, what: str) -> Any:
-        """Do it, and give the first column that the statement returns; None where it did nothing."""
-        return self._write(lambda connection: connection.scalar(statement), what)
+    def write_and_read(self, statement: Executable, what: str, *columns: str) -> Any:
+        """Do it, and give the first column that the statement returns; None where it did none; `columns` as above."""
+        kind = (type(statement).__name__.lower(), *columns)
+        return self._write(lambda connection: connection.scalar(statement), what, *kind)
 
     def change(self, statement: Update, changes: Mapping[str, Any], what: str) -> None:
         """Change fields of one row; raises BadInput where there is none."""
-        if changes and self.write(statement.values(**printable(changes)), what) != 1:
+        if changes and self.write(statement.values(**printable(changes)), what, *changes) != 1:
             raise BadInput(f"the ledger {self.place} has no {what}")
 
     def upsert(self, table: Table, values: Mapping[str, Any], keys: Sequence[str]) -> Insert:
@@ -123,7 +128,7 @@ class Database:
         except DBAPIError as error:
             raise GpujobsError(f"the ledger {self.place} cannot be read: {error.orig}") from error
 
-    def _write(self, act: Callable[[Connection], _Value], what: str) -> _Value:
+    def _write(self, act: Callable[[Connection], _Value], what: str, *kind: str) -> _Value:
         def once() -> _Value:
             with self.engine.connect().execution_options(writes=True) as connection, connection.begin():
                 if self.hold is not None:
@@ -131,7 +136,8 @@ class Database:
                 return act(connection)
 
         try:
-            return self._patiently(once)
+            with Point("ledger", what.partition(" ")[0], *kind):
+                return self._patiently(once)
         except IntegrityError as error:
             raise Busy(f"{what} does not go into the ledger ({error.orig}); does another process drive it?") from error
         except DBAPIError as error:

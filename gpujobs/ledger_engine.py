@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError, SQLAlchemyError
 
+from gpujobs.crash import Point
 from gpujobs.errors import BadInput, Busy
 from gpujobs.ledger_rows import REVISION
 from gpujobs.settings import private_folder
@@ -76,7 +77,8 @@ def _make_private(path: Path) -> None:
         private_folder(path.parent)
         # Made by os.open, so that no moment has a readable file. An existing one is never opened here: to close any
         # descriptor of a file drops every lock that this process holds on it, SQLite's too.
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        with Point("file", "make", path.name):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     except FileExistsError:
         if not path.is_file():
             raise BadInput(f"{path} is no file, so it cannot be the ledger; set GPUJOBS_DATABASE_URL") from None
@@ -119,7 +121,11 @@ def _bound_transactions(connection: Any, _record: Any) -> None:
 def _bring_up_to_date(engine: Engine, where: str) -> None:
     if _revision(engine) == REVISION:
         return
-    with engine.connect().execution_options(writes=True) as connection, connection.begin():
+    with (
+        Point("ledger", "migrate"),
+        engine.connect().execution_options(writes=True) as connection,
+        connection.begin(),
+    ):
         if engine.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
         _upgrade(connection, where)

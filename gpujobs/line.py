@@ -56,7 +56,7 @@ class Line:
                 raise lost(f"{self.machine.name} could not be reached for {within_s:.0f} s: {trouble}")
             if clock.monotonic() - looked_at >= _LOOK_EVERY_S:
                 looked_at = clock.monotonic()
-                self._look(booting=lost is BootTimeout)
+                self.look(booting=lost is BootTimeout)
                 self._reporter.progress("waiting for SSH", round(waited_s), round(within_s))
             self.stop.sleep(clock, max(0.1, wait_s))
         raise AssertionError("backoff never ends")  # for the type checker
@@ -89,6 +89,17 @@ class Line:
             self.backend.avoid(machine, why="ended while booting")
             raise BootTimeout(f"{machine.name} ended while it booted ({machine.backend} says {said})")
         raise MachineLost(f"{machine.name} is no longer running ({machine.backend} says {said}); its work is lost")
+
+    def look(self, *, booting: bool) -> None:
+        """Ask the provider how the machine stands; no answer now is no news. Raises BootTimeout, MachineLost."""
+        try:
+            self.note(self.backend.refresh(self.machine))
+        except Unavailable as error:
+            _log.info("%s: %s", self.machine.name, error)
+            return
+        except NotFound as error:
+            raise MachineLost(f"{self.machine.name} is gone: {error}") from error
+        self.check_alive(booting=booting)
 
     @contextmanager
     def after_stop(self, limit_s: float) -> Iterator[None]:
@@ -144,13 +155,3 @@ class Line:
             ledger.update_machine(self.machine.name, host_key=shell.host_key)
             shell.install_key(public_key)
         return shell
-
-    def _look(self, *, booting: bool) -> None:
-        try:
-            self.note(self.backend.refresh(self.machine))
-        except Unavailable as error:
-            _log.info("%s: %s", self.machine.name, error)
-            return
-        except NotFound as error:
-            raise MachineLost(f"{self.machine.name} is gone: {error}") from error
-        self.check_alive(booting=booting)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import unquote
 
+from gpujobs.crash import Point
 from gpujobs.errors import GpujobsError
 from gpujobs.ledger_rows import Run
 from gpujobs.settings import Settings, is_fake, private_folder, private_opener
@@ -92,7 +93,7 @@ def release_failed(settings: Settings, run: Run, machine: str, why: str) -> None
 
 def released(settings: Settings, machine: str) -> None:
     """Forget that releasing `machine` failed before. Idempotent."""
-    with suppress(OSError):
+    with suppress(OSError), Point("file", "remove", "unreleased"):
         (settings.home / "unreleased" / machine).unlink()
 
 
@@ -124,9 +125,13 @@ def _send(url: str, message: Message) -> str:
         sender = Apprise(asset=AppriseAsset(app_id="gpujobs", app_desc="gpujobs", app_url=""))
         if not sender.add(url):
             return "its URL is none that Apprise knows; mend it in the settings, or in its block"
-        sent = sender.notify(
-            body=message.body, title=message.title, notify_type=NotifyType(message.kind), body_format=NotifyFormat.TEXT
-        )
+        with Point("notify"):
+            sent = sender.notify(
+                body=message.body,
+                title=message.title,
+                notify_type=NotifyType(message.kind),
+                body_format=NotifyFormat.TEXT,
+            )
         return "" if sent else _without(url, said.words) or "it was refused; check its URL"
 
 

@@ -11,6 +11,7 @@ import requests
 
 from gpujobs import controller
 from gpujobs.clock import backoff
+from gpujobs.crash import Point
 from gpujobs.errors import BadCredentials, BadInput, GpujobsError, NotFound, Unavailable
 from gpujobs.prefect_login import login
 from gpujobs.recipe import Recipe
@@ -188,9 +189,10 @@ def _reply(api: str, method: str, path: str, body: Mapping[str, Any] | None) -> 
 
 def _send(api: str, method: str, path: str, body: Mapping[str, Any] | None) -> requests.Response:
     try:
-        return requests.request(
-            method, api + path, json=body, headers=_headers(), timeout=_TIMEOUT_S, allow_redirects=False
-        )
+        with Point("http", "Prefect", method):
+            return requests.request(
+                method, api + path, json=body, headers=_headers(), timeout=_TIMEOUT_S, allow_redirects=False
+            )
     except requests.RequestException as error:
         raise Unavailable(f"the Prefect API at {api} does not answer: {type(error).__name__}") from error
 

@@ -113,7 +113,10 @@ def resume(job: Job, row: AttemptRow) -> Machine | None:
         return record.machine
     backend = host.backend(row.backend)
     found = teardown.settle(host, backend, row.name, window_s=host.timing.settle_s, stop=StopToken())
-    return _created(job, found) if found else None
+    if found is None:
+        host.ledger.settle_never_made(row.name)
+        return None
+    return _created(job, found)
 
 
 def _write_intent(job: Job, choice: Choice, name: str, number: int) -> None:

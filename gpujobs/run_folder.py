@@ -2,12 +2,12 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
+from gpujobs.crash import Point
 from gpujobs.news import NEWS
 from gpujobs.recipe import Recipe
 from gpujobs.settings import private_folder, private_opener
@@ -44,13 +44,19 @@ class RunFolder:
     def set_log_aside(self, attempt: int) -> None:
         """Keep the log of an attempt that is over under its number."""
         if self.log.exists():
-            self.log.rename(self.path / f"attempt-{attempt}.log")
+            with Point("file", "set aside", self.log.name):
+                self.log.rename(self.path / f"attempt-{attempt}.log")
 
     @contextmanager
-    def appending(self) -> Iterator[BinaryIO]:
-        """Open the log to add to it, unbuffered: a reader sees each piece at once."""
+    def appending(self) -> Iterator[Callable[[bytes], None]]:
+        """Open the log, and give what adds a piece to it; unbuffered: a reader sees each piece at once."""
         with open(self.log, "ab", buffering=0, opener=private_opener) as file:
-            yield file
+
+            def add(data: bytes) -> None:
+                with Point("file", "add to", self.log.name):
+                    file.write(data)
+
+            yield add
 
     def log_size(self) -> int:
         """Give how many bytes of the log are here."""
@@ -68,7 +74,8 @@ class RunFolder:
 
     def drop_log(self) -> None:
         """Empty the log, to fetch it anew."""
-        os.truncate(self.log, 0)
+        with Point("file", "empty", self.log.name):
+            os.truncate(self.log, 0)
 
     def pulled(self, names: Mapping[str, str]) -> Mapping[str, Path]:
         """Name the outputs that are here."""

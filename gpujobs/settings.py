@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from gpujobs.crash import Point
 from gpujobs.errors import BadInput
 
 DEFAULT_BLOCK = "gpujobs"  # the credential block that counts where neither a token nor a recipe says another
@@ -160,13 +161,15 @@ def notice_variable(name: str) -> str:
 
 def private_folder(path: Path) -> Path:
     """Make a folder that only we can read (0700), and its parents as they usually are; return it."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with Point("file", "make folder", path.name):
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
 
 
 def private_opener(path: str, flags: int) -> int:
     """Be the opener of `open(path, mode, opener=private_opener)`: the file is 0600 from its first moment."""
-    return os.open(path, flags, 0o600)
+    with Point("file", "open", path.rpartition("/")[2]):
+        return os.open(path, flags, 0o600)
 
 
 def _config() -> Path:

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from gpujobs.clock import StopToken
+from gpujobs.crash import Point
 from gpujobs.errors import BadInput, RemoteFailure
 from gpujobs.models import Access
 from gpujobs.shell_connection import Connection, Timeouts, load_key, open_connection
@@ -22,6 +23,7 @@ from gpujobs.shell_exchange import OUTPUT_KEPT_BYTES, Completed, Exchange, reada
 __all__ = ["Completed", "Shell", "Timeouts", "connect", "make_key", "quote_path", "reachable", "readable"]
 
 BANNER_BYTES = 4
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
 INSTALL_KEY = r"""
 set -eu
@@ -42,7 +44,7 @@ def reachable(host: str, port: int, timeout_s: float) -> bool:
     """Tell whether an SSH server greets at `host:port`; cheap (no key exchange), takes at most about `timeout_s`."""
     ends_at = time.monotonic() + timeout_s
     try:
-        with socket.create_connection((host, port), timeout=timeout_s) as sock:
+        with Point("dial", "greet"), socket.create_connection((host, port), timeout=timeout_s) as sock:
             greeting = b""
             while len(greeting) < BANNER_BYTES and (left_s := ends_at - time.monotonic()) > 0:
                 sock.settimeout(left_s)
@@ -71,7 +73,8 @@ def connect(
         HostKeyChanged: another machine answers; nothing secret was sent.
         RemoteFailure: a server so old that it speaks only SHA-1.
     """
-    return Shell(open_connection(access, host_key=host_key, pkey_path=pkey_path, timeouts=timeouts or Timeouts()))
+    with Point("dial", "log in"):
+        return Shell(open_connection(access, host_key=host_key, pkey_path=pkey_path, timeouts=timeouts or Timeouts()))
 
 
 def make_key(path: Path) -> str:
@@ -79,11 +82,12 @@ def make_key(path: Path) -> str:
     if not path.exists():
         secret = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
         temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        with Point("file", "draft of", path.name), os.fdopen(os.open(temporary, _NEW, 0o600), "wb") as file:
             file.write(secret)
-        with contextlib.suppress(FileExistsError):
+        with Point("file", path.name), contextlib.suppress(FileExistsError):
             os.link(temporary, path)  # two runs that start at once agree on the first key
-        temporary.unlink()
+        with Point("file", "remove draft of", path.name):
+            temporary.unlink()
     key = load_key(path)
     return f"{key.get_name()} {key.get_base64()}"
 
@@ -193,4 +197,5 @@ class Shell:
         timeout_s: float | None,
     ) -> Completed:
         exchange = Exchange(self._connection, sink=sink, stop=stop, timeout_s=timeout_s)
-        return exchange.run(command, source)
+        with Point("ssh", command):
+            return exchange.run(command, source)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
+from gpujobs.crash import Point
 from gpujobs.errors import BadInput, Missing, TransferFailed, Unavailable, UnsafeArchive
 from gpujobs.settings import private_folder, private_opener
 
@@ -89,7 +90,8 @@ class Store:
         self._write(f"{run_id}/{_MANIFEST}", json.dumps(asdict(manifest)).encode())
         with self._told():
             if self._files.exists(self._at(f"{run_id}/pieces")):
-                self._files.rm(self._at(f"{run_id}/pieces"), recursive=True)
+                with Point("store", "remove pieces"):
+                    self._files.rm(self._at(f"{run_id}/pieces"), recursive=True)
         return manifest
 
     def manifest(self, run_id: str) -> Manifest | None:
@@ -121,7 +123,7 @@ class Store:
         digest, size = hashlib.sha256(), 0
         with self._told(), path.open("rb") as source:
             self._make_folder_of(name)
-            with self._files.open(self._at(name), "wb") as target:
+            with Point("store", "put", path.name), self._files.open(self._at(name), "wb") as target:
                 while data := source.read(_PIECE_BYTES):
                     digest.update(data)
                     size += target.write(data)
@@ -139,20 +141,24 @@ class Store:
                 digest.update(data)
                 target.write(data)
         if digest.hexdigest() != kept.sha256:
-            draft.unlink()
+            with Point("file", "remove draft of", path.name):
+                draft.unlink()
             raise TransferFailed(f"{self.where(run_id, name)} is not what was put there: its SHA-256 differs")
         draft.chmod(0o700 if kept.mode & 0o100 else 0o600)
-        draft.replace(path)
+        with Point("file", "put in place", path.name):
+            draft.replace(path)
 
     def _write(self, name: str, data: bytes) -> None:
         with self._told():
             self._make_folder_of(name)
-            self._files.pipe_file(self._at(name), data)
+            with Point("store", "write", PurePosixPath(name).name):
+                self._files.pipe_file(self._at(name), data)
 
     def _make_folder_of(self, name: str) -> None:
         if "file" in self._files.protocol:
             private_folder(Path(self._root))  # a new one is ours alone; one that is there is as its owner wants it
-        self._files.makedirs(self._at(str(PurePosixPath(name).parent)), exist_ok=True)
+        with Point("store", "make folder"):
+            self._files.makedirs(self._at(str(PurePosixPath(name).parent)), exist_ok=True)
 
     def _at(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{_safe(name)}"

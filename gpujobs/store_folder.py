@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpujobs.clock import Clock
+from gpujobs.crash import Point
 from gpujobs.errors import GpujobsError, Missing, Unavailable
 from gpujobs.ledger_rows import ENDED, Run
 from gpujobs.settings import Settings, private_folder, private_opener
@@ -99,9 +100,11 @@ def _fetch_pieces(store: Store, run_id: str, fetched: Path, own: Path) -> Path:
     with open(draft, "wb", opener=private_opener) as file:
         file.writelines(store.pieces(run_id))
     if _size(draft) <= _size(own / "output.log"):
-        draft.unlink()
+        with Point("file", "remove draft of", "output.log"):
+            draft.unlink()
         return own
-    draft.replace(fetched / "output.log")
+    with Point("file", "put in place", "output.log"):
+        draft.replace(fetched / "output.log")
     return fetched
 
 

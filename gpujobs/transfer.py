@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from gpujobs.clock import StopToken
+from gpujobs.crash import Point
 from gpujobs.errors import BadInput, TransferFailed, UnsafeArchive
 from gpujobs.shell import Shell, quote_path, readable
 from gpujobs.transfer_check import HASH, Hashes, Look, compare, hashes_meanwhile, look
 from gpujobs.transfer_pack import survey, tar_stream
-from gpujobs.transfer_place import fresh_folder, swap, tidy
+from gpujobs.transfer_place import discard, fresh_folder, swap, tidy
 from gpujobs.transfer_unpack import Limits, Unpacker
 
 __all__ = ["Limits", "Progress", "pull", "push_file", "push_folder"]
@@ -21,6 +22,7 @@ __all__ = ["Limits", "Progress", "pull", "push_file", "push_folder"]
 Progress = Callable[[int, int | None], object]  # bytes done, bytes in all (None: not known)
 
 READ_BYTES = 256 * 1024
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 TAR_SAW_A_CHANGE = 1  # GNU tar's exit code for "file changed as we read it"
 
 _PACK = r"""if tar --version 2>/dev/null | grep -q 'GNU tar'; then
@@ -133,7 +135,7 @@ def pull(
     except OSError as error:
         raise TransferFailed(f"{remote} could not be written as {local}: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        discard(place)
 
 
 def _check_room(seen: Look, remote: str, local: Path, limits: Limits) -> None:
@@ -149,7 +151,8 @@ def _check_room(seen: Look, remote: str, local: Path, limits: Limits) -> None:
 def _fetch_folder(
     shell: Shell, remote: str, place: Path, *, limits: Limits, step: Callable[[int], None], stop: StopToken | None
 ) -> Hashes:
-    place.mkdir(mode=0o700)
+    with Point("file", "make folder", place.name):
+        place.mkdir(mode=0o700)
     unpacker = Unpacker(place, limits)
 
     def take(data: bytes) -> None:
@@ -171,7 +174,7 @@ def _fetch_file(
 ) -> Hashes:
     hasher = hashlib.sha256()
     came = 0
-    with os.fdopen(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+    with Point("file", "write", place.name), os.fdopen(os.open(place, _NEW, 0o600), "wb") as file:
 
         def take(data: bytes) -> None:
             nonlocal came

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from gpujobs.crash import Point
 from gpujobs.errors import UnsafeArchive
 
 BLOCK_BYTES = 512
@@ -180,7 +181,7 @@ class Unpacker:
         self._count()
         if path in self.hashes:
             raise UnsafeArchive(f"{path!r} is in the archive as a file and as a folder")
-        with self._no_clash(path):
+        with self._no_clash(path), Point("file", "unpack a folder"):
             (self._folder / path).mkdir(mode=0o700)
         self._folders.add(path)
 
@@ -190,7 +191,7 @@ class Unpacker:
         self._make_folder(path.rpartition("/")[0])
         self._count()
         permissions = 0o700 if mode & 0o100 else 0o600
-        with self._no_clash(path):
+        with self._no_clash(path), Point("file", "unpack a file"):
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
             self._file = os.fdopen(os.open(self._folder / path, flags, permissions), "wb")
         self._path = path

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gpujobs import prefect_api
 from gpujobs.clock import Clock
+from gpujobs.crash import Point
 from gpujobs.errors import BadInput, GpujobsError
 from gpujobs.ledger import Ledger
 from gpujobs.ledger_rows import ENDED
@@ -138,7 +139,8 @@ class LeasedSlots:
         try:
             with open(draft, "w", encoding="utf-8", opener=private_opener) as file:
                 json.dump({run_id: asdict(hold) for run_id, hold in self._holds.items() if hold.lease}, file)
-            draft.replace(self._path)
+            with Point("file", "put in place", self._path.name):
+                draft.replace(self._path)
         except OSError as error:
             _log.warning("%s could not be written: %s", self._path, error)
 

@@ -25,6 +25,7 @@ from requests.adapters import HTTPAdapter
 from requests.utils import get_environ_proxies
 
 from gpujobs.clock import Clock, backoff
+from gpujobs.crash import Point
 from gpujobs.errors import Ambiguous, BadCredentials, GpujobsError, NoCapacity, NotFound, Refused, Unavailable
 
 T = TypeVar("T")
@@ -164,15 +165,18 @@ class Door:
     def _exchange(self, call: Call, answer_s: float) -> tuple[int, Mapping[str, str], bytes]:
         problem: GpujobsError
         try:
-            with self._session.request(
-                call.method,
-                self.provider.url + call.path,
-                params=call.params,
-                json=call.body,
-                timeout=(min(self._patience.connect_s, answer_s), answer_s),
-                allow_redirects=False,
-                stream=True,
-            ) as reply:
+            with (
+                Point("http", self.provider.name, call.method, call.what),
+                self._session.request(
+                    call.method,
+                    self.provider.url + call.path,
+                    params=call.params,
+                    json=call.body,
+                    timeout=(min(self._patience.connect_s, answer_s), answer_s),
+                    allow_redirects=False,
+                    stream=True,
+                ) as reply,
+            ):
                 return reply.status_code, reply.headers, self._body(reply, answer_s)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             problem = self._lost(call, error)
