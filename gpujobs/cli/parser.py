@@ -131,6 +131,7 @@ COMMANDS: Sequence[Command] = (
     Command("logs", "print what a run's job wrote", "logs", _logs),
     Command("wait", "wait for a run's end; ends with its exit code", "logs", _run),
     Command("cancel", "stop a run and release its machine", "cancel", _cancel, cloud=True),
+    Command("resume", "go on with a run whose process died", "resume", _cancel, cloud=True),
     Command("pull", "copy a run's outputs into a folder", "outputs", _pull, cloud=True),
     Command("ssh", "log in to a run's machine", "ssh", _ssh, cloud=True),
     Command("cost", "show what runs cost", "runs", _cost),
