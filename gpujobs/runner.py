@@ -144,6 +144,12 @@ class Runner:
         """Tell the machine that somebody still cares: renews its lease and its lingering."""
         self._ask("heartbeat")
 
+    def about(self, most_bytes: int) -> bytes:
+        """Give what the machine keeps of the run's recipe, as it says; RemoteFailure where that is too much or none."""
+        what = f"reading {self.folder}/run.json"
+        command = f"head -c {most_bytes + 1:d} {self._quoted}/run.json"
+        return self._shell.run(command, max_output=most_bytes).require(what).stdout
+
     @property
     def _script(self) -> str:
         return f"{self._quoted}/runner.sh"

@@ -109,6 +109,10 @@ def _reap(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--yes", "-y", action="store_true", help="release what the ledger does not know, too")
 
 
+def _adopt(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--yes", "-y", action="store_true", help="write into the ledger what would be adopted")
+
+
 def _up(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wait", type=_seconds, default=90.0, metavar="SECONDS", help="for its server to answer (90)")
     parser.add_argument("--automations", action="store_true", help="have crashed and silent runs call the reaper")
@@ -140,6 +144,7 @@ COMMANDS: Sequence[Command] = (
     Command("images", "list images that can be booted", "clouds", _nothing, cloud=True),
     Command("snapshots", "list the disks that were saved", "clouds", _nothing),
     Command("reap", "release machines that no living run owns", "clouds", _reap, cloud=True),
+    Command("adopt", "rebuild a lost ledger from what is rented", "adopt", _adopt, cloud=True),
     Command("doctor", "check settings, tokens, clouds and tools", "doctor", _nothing, cloud=True),
     Command("up", "start the local controller", "control", _up, cloud=True),
     Command("down", "end the local controller", "control", _nothing),

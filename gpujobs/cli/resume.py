@@ -7,6 +7,7 @@ from gpujobs.cli.interrupts import Interrupts
 from gpujobs.cli.opening import find_run, load_settings
 from gpujobs.cli.output import Output
 from gpujobs.cli.submit_here import drive_here
+from gpujobs.cli.summary import tell_end
 from gpujobs.errors import BadInput, Busy
 from gpujobs.host import Host
 from gpujobs.ledger_rows import ENDED, Run
@@ -22,7 +23,8 @@ def resume(args: Namespace, out: Output) -> int:
         _check_free(host, run)
         reporter = out.reporter()
         reporter.say(f"going on with run {run.id} ({run.name}), {where(run)}")
-        return drive_here(host, run.id, interrupts, reporter, out)
+        outcome = drive_here(host, run.id, interrupts, reporter)
+        return tell_end(host, run.id, out) or outcome.exit_code
 
 
 def where(run: Run) -> str:

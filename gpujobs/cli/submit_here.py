@@ -20,10 +20,11 @@ def run_here(host: Host, recipe: Recipe, interrupts: Interrupts, out: Output) ->
     reporter, run_id = out.reporter(), lifecycle.new_run_id()
     lifecycle.open_run(host, recipe, run_id=run_id)
     reporter.say(f"run {run_id} ({recipe.name})")
-    return drive_here(host, run_id, interrupts, reporter, out)
+    outcome = drive_here(host, run_id, interrupts, reporter)
+    return tell_end(host, run_id, out) or outcome.exit_code
 
 
-def drive_here(host: Host, run_id: str, interrupts: Interrupts, reporter: TerminalReporter, out: Output) -> int:
+def drive_here(host: Host, run_id: str, interrupts: Interrupts, reporter: TerminalReporter) -> Outcome:
     """Drive a run of the ledger to its end, as `run_here` does; raises Busy where it is driven, or over."""
     stop = StopToken()
     stopped = Cancelled(f"run {run_id} was cancelled")
@@ -40,4 +41,4 @@ def drive_here(host: Host, run_id: str, interrupts: Interrupts, reporter: Termin
     reporter.rest()
     if outcome.state == "running":
         reporter.say(f"this process lets go of run {run_id}: {outcome.error}")
-    return tell_end(host, run_id, out) or outcome.exit_code
+    return outcome
