@@ -21,6 +21,7 @@ from gpujobs.shell import connect
 from tests.cloud import BACKENDS, Control, Memory, recipe_for
 from tests.conftest import QUICK
 from tests.lifecycle.test_reaper import rent_by_hand
+from tests.lifecycle.test_resume import drive_until
 from tests.lifecycle.test_run import assert_nothing_left
 
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
@@ -89,9 +90,9 @@ def test_what_others_rent_is_neither_asked_nor_adopted(
 def test_a_machine_on_which_no_work_began_is_left_to_the_reaper(
     backend: str, host: Host, anew: Host, control: Control
 ) -> None:
-    run_id, stop = new_run_id(), StopToken()
+    run_id = new_run_id()
     open_run(host, recipe_for(backend), run_id=run_id)
-    execute(host, run_id, stop=stop, reporter=Memory(on_phase=lambda name: name == "push" and stop.stop(Detached(""))))
+    drive_until("push", host, run_id)
     found = looked(anew, backend)
     assert [(one.run_id, one.recipe, one.why) for one in found] == [(run_id, None, "no work began on it")]
     assert adopt.adopt(anew, found) == []
@@ -121,24 +122,20 @@ def test_a_machine_that_lies_gets_nothing_of_this_computer(
     assert (told.retry.attempts, told.on_failure.keep) == (1, 0)
 
 
-@pytest.mark.parametrize(
-    ("spoil", "why"),
-    [
+def test_what_cannot_be_believed_is_not_adopted_and_says_why(backend: str, host: Host, anew: Host) -> None:
+    run_id = work_begun(host, backend)
+    folder = f"{host.backend(backend).work_root}/gj-tester-{run_id}-1"
+    for spoil, why in (
         ("head -c 5000000 /dev/zero >run.json", "said more than"),
         ('echo \'{"run": "x"}\' >run.json', "its recipe cannot be read"),
         ("rm run.json", "run.json"),
         ("echo '{}' >exit.json", "cannot be believed"),
-    ],
-)
-def test_what_cannot_be_believed_is_not_adopted_and_says_why(
-    backend: str, spoil: str, why: str, host: Host, anew: Host
-) -> None:
-    run_id = work_begun(host, backend)
-    on_the_machine(host, run_id, f"cd {host.backend(backend).work_root}/gj-tester-{run_id}-1 && {spoil}")
-    (found,) = looked(anew, backend)
-    assert found.recipe is None
-    assert why in found.why
-    assert adopt.adopt(anew, [found]) == []
+    ):
+        on_the_machine(host, run_id, f"cd {folder} && {spoil}")
+        (found,) = looked(anew, backend)
+        assert found.recipe is None
+        assert why in found.why
+        assert adopt.adopt(anew, [found]) == []
 
 
 def test_a_ledger_lost_alone_keeps_the_log_that_is_here(backend: str, host: Host, control: Control) -> None:
