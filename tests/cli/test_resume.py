@@ -3,10 +3,8 @@
 import json
 import signal
 
-import pytest
-
 from tests.cli.command import Cli, read_until
-from tests.cloud import BACKENDS, GPUS, Control
+from tests.cloud import GPUS, Control
 from tests.lifecycle.test_run import assert_nothing_left
 
 RECIPE = """
@@ -38,11 +36,8 @@ def let_it_end(cli: Cli) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_resume_brings_a_killed_run_to_its_end_and_is_refused_after_it(
-    cli: Cli, control: Control, backend: str
-) -> None:
-    run_id = killed(cli, backend)
+def test_resume_brings_a_killed_run_to_its_end_and_is_refused_after_it(cli: Cli, control: Control) -> None:
+    run_id = killed(cli, "matrixdc")
     let_it_end(cli)
     done = cli("resume", run_id)
     assert done.returncode == 0, done.stderr
@@ -65,11 +60,8 @@ def test_ctrl_c_cancels_a_run_that_is_resumed(cli: Cli, control: Control) -> Non
     assert control.left() == []
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_adopt_shows_first_and_then_finishes_what_ended_and_knows_what_runs(
-    cli: Cli, control: Control, backend: str
-) -> None:
-    run_id = killed(cli, backend)
+def test_adopt_shows_first_and_then_finishes_what_ended(cli: Cli, control: Control) -> None:
+    run_id = killed(cli, "autodl")
     lost = Cli(cli.folder, {**cli.env, "GPUJOBS_HOME": str(cli.folder / "anew")})
     shown = json.loads(lost("adopt", "--json").stdout)
     assert [(one["run_id"], one["name"], one["phase"]) for one in shown["found"]] == [(run_id, "t", "running")]
