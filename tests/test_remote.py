@@ -325,9 +325,10 @@ def test_work_that_leaves_the_gpu_idle_is_stopped_and_says_so(gpu_runner: Runner
 
 
 def test_work_on_the_gpu_is_not_idle_until_it_stops_using_it(gpu_runner: Runner) -> None:
-    begin(gpu_runner, "echo 5 >/run/gpu-utilization; sleep 600", idle_s=2)
-    looked = f"cut -d ' ' -f 1 {quote_path(gpu_runner.folder)}/gpu 2>/dev/null || echo 0"
     ask = gpu_runner._shell.check
+    ask("echo 5 >/run/gpu-utilization", what="using the GPU")
+    begin(gpu_runner, "sleep 600", idle_s=2)
+    looked = f"cut -d ' ' -f 1 {quote_path(gpu_runner.folder)}/gpu 2>/dev/null || echo 0"
     until(lambda: int(ask(looked, what="looking") or 0))
     first = int(ask(looked, what="looking"))
     until(lambda: int(ask(looked, what="looking") or 0) >= first + 4)
@@ -337,17 +338,15 @@ def test_work_on_the_gpu_is_not_idle_until_it_stops_using_it(gpu_runner: Runner)
 
 
 def test_set_up_is_not_idle_work(gpu_runner: Runner) -> None:
-    begin(gpu_runner, "echo done", setup="until [ -s ../gpu ]; do sleep 0.1; done; sleep 4", idle_s=2)
+    begin(gpu_runner, "echo done", setup="until [ -s ../gpu ]; do sleep 0.1; done; sleep 6", idle_s=4)
     record = end_of(gpu_runner)
     assert (record.code, record.reason) == (0, "exit")
 
 
-def test_a_gpu_that_cannot_be_asked_is_not_idle(openssh_server: OpenSsh) -> None:
-    access = Access(host="127.0.0.1", port=openssh_server.port, user=openssh_server.user, password="")
-    with connect(access, host_key=openssh_server.host_key, pkey_path=openssh_server.key) as shell:
-        runner = Runner(shell, base="~/unasked", name="gj-me-abcd-1")
-        begin(runner, "until [ -s ../gpu ]; do sleep 0.1; done; sleep 4", idle_s=1)
-        assert end_of(runner).reason == "exit"
+def test_a_gpu_that_does_not_tell_its_use_is_not_idle(gpu_runner: Runner) -> None:
+    gpu_runner._shell.check("echo '[N/A]' >/run/gpu-utilization", what="hiding the GPU's use")
+    begin(gpu_runner, "until [ -s ../gpu ]; do sleep 0.1; done; sleep 4", idle_s=1)
+    assert end_of(gpu_runner).reason == "exit"
 
 
 def pids_of(shell: Shell, runner: Runner) -> dict[str, int]:
