@@ -25,7 +25,7 @@ def killed(cli: Cli, backend: str) -> str:
     process = cli.start("submit", recipe, "--here", "--yes")
     read_until(process, "begun", of="stdout")
     refused = cli("resume", "-")
-    assert (refused.returncode, "is driven by" in refused.stderr, "logs -f" in refused.stderr) == (70, True, True)
+    assert (refused.returncode, "logs -f" in refused.stderr, "its lease ends in" in refused.stderr) == (70, True, True)
     process.send_signal(signal.SIGKILL)
     process.wait()
     return str(json.loads(cli("ls", "--json").stdout)[0]["id"])
