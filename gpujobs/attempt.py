@@ -35,6 +35,7 @@ from gpujobs.transfer import pull, push_file, push_folder
 _log = logging.getLogger(__name__)
 _NOT_BEGUN = frozenset({"absent", "installed"})
 _HEARTBEAT_S = 60.0
+_ROUNDING_CNY = 0.005
 WORKING = "working"  # an attempt's state in the ledger once its command may have been started
 _FOUND = frozenset({MachineStatus.BOOTING, MachineStatus.RUNNING})
 
@@ -70,11 +71,21 @@ class Attempt:
                     raise late(str(error)) from error
                 line.check_alive(booting=not self.work_began)
         line.look(booting=not self.work_began)
+        self._check_price()
         record = host.ledger.machine(self.name)
         if record and record.running_at is None:
             host.ledger.update_machine(self.name, running_at=host.clock.now())
         self.job.reporter.phase("boot", f"{self.name} is running; waiting for its SSH")
         line.connected(within_s=timing.boot_s, lost=BootTimeout)
+
+    def _check_price(self) -> None:
+        """Hold the provider to `max_price`, by the rate that it bills: what it said before may have been another."""
+        most, price = self.job.recipe.resources.max_price, self._line.machine.price_cny_per_h
+        if most is not None and price is not None and price > most + _ROUNDING_CNY and not self.work_began:
+            raise OverLimit(
+                f"{self.name} is billed at {price:.2f} CNY/h, above resources.max_price ({most:.2f}); "
+                "it is released before any work began"
+            )
 
     def _waited(self, limit_s: float, waited_s: float) -> None:
         self.job.reporter.progress("waiting for the machine", round(waited_s), round(limit_s))
@@ -116,23 +127,32 @@ class Attempt:
             envs={**recipe.envs, **ours},
             secrets={name: settings.secret(name) for name in recipe.secrets},
             max_duration_s=self._allowed_s(),
+            idle_s=recipe.idle_duration,
+            about=recipe.model_dump_json(),
         )
 
     def _allowed_s(self) -> int:
-        """Give the seconds that the work may take: `max_duration`, or what is left of the budget if that is less."""
+        """Give the seconds that the work may take; raises OverLimit where the budget leaves none."""
+        allowed_s = self._left_s()
+        if allowed_s is None:
+            raise BadInput("the price of this machine is unknown, so a budget cannot be kept; set resources.max_price")
+        if allowed_s <= 0:
+            raise OverLimit(f"the budget of {self.job.recipe.budget:.2f} CNY is used up before the work could start")
+        return allowed_s
+
+    def _left_s(self) -> int | None:
+        """Give `max_duration`, or the seconds that are left of the budget if that is less; None: nobody knows these."""
         job, ledger = self.job, self.job.host.ledger
         if job.recipe.budget is None:
             return job.recipe.max_duration
         record = ledger.machine(self.name)
         price = price_bound(job.recipe, record.price_cny_per_h if record else None)
         if record is None or price is None:
-            raise BadInput("the price of this machine is unknown, so a budget cannot be kept; set resources.max_price")
+            return None
         spent = sum(bill.cost_cny or 0.0 for bill in ledger.bills(job.run.id))
         since = record.running_at or record.created_at or record.intent_at
         used_s = (job.host.clock.now() - since).total_seconds()
         allowed_s = int((job.recipe.budget - spent) / price * 3600 - used_s)
-        if allowed_s <= 0:
-            raise OverLimit(f"the budget of {job.recipe.budget:.2f} CNY is used up before the work could start")
         return min(job.recipe.max_duration, allowed_s)
 
     # run
@@ -144,10 +164,10 @@ class Attempt:
         """
         self.work_began = True
         self.job.host.ledger.update_attempt(self.name, state=WORKING)
-        limit_s = self.job.recipe.max_duration + self.job.host.timing.overrun_s
-        over = OverLimit(
-            f"the work was still running {limit_s:.0f} s after its start, past max_duration; it was stopped"
-        )
+        recipe, left_s = self.job.recipe, self._left_s()
+        limit_s = (recipe.max_duration if left_s is None else max(0, left_s)) + self.job.host.timing.overrun_s
+        limit = "max_duration" if recipe.budget is None else "max_duration or the budget"
+        over = OverLimit(f"the work was still running after {limit_s:.0f} s, past {limit}; it was stopped")
         with self._line.bounded(limit_s, lambda: self._line.stop.stop(over)), self._log_in_store():
             self._line.insist(self._start)
             self._line.insist(self._follow)
@@ -213,6 +233,11 @@ class Attempt:
         if exit_.reason == "max_duration":
             limit = "the budget" if job.recipe.budget is not None else f"max_duration ({job.recipe.max_duration} s)"
             raise OverLimit(f"{limit} was reached, so the work was stopped; what it wrote so far is pulled")
+        if exit_.reason == "idle":
+            raise OverLimit(
+                f"no GPU was used over 5 % for {job.recipe.idle_duration} s (idle_duration), so the work was stopped; "
+                "what it wrote so far is pulled"
+            )
         if exit_.code == 0 and exit_.reason == "exit":
             return
         what = "setup" if exit_.reason == "setup" else "the command"

@@ -66,6 +66,7 @@ class Keys(TypedDict, total=False):
     outputs: dict[str, str]
     snapshot: dict[str, str]
     max_duration: str
+    idle_duration: str
     linger: str
     budget: float
     retry: dict[str, Any]

@@ -84,6 +84,8 @@ def release_failed(settings: Settings, run: Run, machine: str, why: str) -> None
         _log.warning("%s: whom to tell of it is not known: %s", machine, error)
         return
     names = json.loads(run.recipe_json).get("notify") or []
+    if passes >= _KEEPS_FAILING:
+        _log.error("%s cannot be released, after %d tries, and may still cost money: %s", machine, passes, why)
     if passes == _KEEPS_FAILING and names:
         body = f"{machine} of run {run.id} ({run.name}) may still cost money: {_plain(why)}\nrun: gpujobs reap"
         title = f"{_us()}: {machine} cannot be released"

@@ -8,15 +8,18 @@ from typing import Literal
 from gpujobs import backends, notify
 from gpujobs.backends import Backend
 from gpujobs.clock import StopToken
-from gpujobs.errors import Busy, Cancelled, GpujobsError, LetGo
+from gpujobs.errors import Busy, Cancelled, GpujobsError, LetGo, NotFound
 from gpujobs.host import Host
 from gpujobs.ledger_rows import ENDED, MachineRecord, Run
 from gpujobs.lifecycle import execute
 from gpujobs.models import NAME_PATTERN, Machine, Reporter
+from gpujobs.plan import price_bound
+from gpujobs.recipe import Recipe
 from gpujobs.settings import Account
 from gpujobs.teardown import COSTS_NOTHING, mark_gone, release
 
 GRACE = timedelta(minutes=2)  # a machine this young may be in nobody's ledger yet, though its run lives
+OUTSET = timedelta(minutes=30)  # from a machine's boot to the beginning of its work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +53,7 @@ def reap(host: Host, *, yes: bool, reporter: Reporter) -> ReapResult:
     """Release the machines of runs that are over or whose driver is long dead; with `yes`, also unknown ones.
 
     A provider that cannot be asked is named in `failed`, and the others are reaped all the same. A machine that the
-    ledger holds and the provider no longer lists is marked gone.
+    ledger holds, that no living run is at, and that the provider neither lists nor knows by its id is marked gone.
     """
     with host.reaping:
         passed = _Pass(host, yes=yes, reporter=reporter)
@@ -83,15 +86,24 @@ class _Pass:
         try:
             backend = self._host.backend_of(name, account)
             found = survey(self._host, backend)
-            _mark_gone(self._host, name, account, found)
+            _mark_gone(self._host, backend, account, found)
         except GpujobsError as error:
             self.failed.append((name, str(error)))
+            self._tell_of_unreleased(name, account, error)
             return
         for one in found:
             if one.action == "leave" or (one.action == "ask" and not self._yes):
                 self.left.append(one)
             else:
                 self._end(backend, one)
+
+    def _tell_of_unreleased(self, name: str, account: Account, error: GpujobsError) -> None:
+        """Count a pass that could release nothing of an account for each of its machines that nobody wants."""
+        now = self._host.clock.now()
+        for record in _alive(self._host, name, account):
+            run = self._host.ledger.get_run(record.run_id)
+            if run.state in ENDED or (run.driver and not _driven(run, now)):
+                notify.release_failed(self._host.settings, run, record.name, str(error))
 
     def tell_unreachable(self) -> None:
         """Name the machines that may cost money under credentials which are not to be had here."""
@@ -157,8 +169,7 @@ def _judge(host: Host, machine: Machine) -> Found:
     if run.state in ENDED:
         return Found(machine=machine, run_id=run.id, why=f"its run {run.id} is over ({run.state})", action="release")
     if not run.driver:
-        why = f"its run {run.id} was left to itself, and works on: gpujobs up goes on with it"
-        return Found(machine=machine, run_id=run.id, why=why, action="ask")
+        return _judge_left(host, machine, run, record)
     if not _driven(run, now):
         young = run.lease_until is not None and now - run.lease_until < GRACE
         why = f"the process that drove its run {run.id} is dead"
@@ -170,6 +181,15 @@ def _judge(host: Host, machine: Machine) -> Found:
     return Found(machine=machine, run_id=run.id, why=why, action="leave" if young else "release")
 
 
+def _judge_left(host: Host, machine: Machine, run: Run, record: MachineRecord) -> Found:
+    """Judge a machine whose run was left to itself, or adopted: it may work on within its time and its budget."""
+    if _is_time_up(host, run, record):
+        why = f"its run {run.id} was left to itself, and is past its time or its budget"
+        return Found(machine=machine, run_id=run.id, why=why, action="end")
+    why = f"its run {run.id} was left to itself, and works on: gpujobs resume {run.id}, or gpujobs up, goes on with it"
+    return Found(machine=machine, run_id=run.id, why=why, action="ask")
+
+
 def _is_newest(host: Host, record: MachineRecord) -> bool:
     return record.attempt == max(row.number for row in host.ledger.attempts(record.run_id))
 
@@ -178,24 +198,51 @@ def _driven(run: Run, now: datetime) -> bool:
     return run.lease_until is not None and run.lease_until > now
 
 
+def _is_time_up(host: Host, run: Run, record: MachineRecord) -> bool:
+    """Say whether a machine has cost more than its run may, or stood for longer than it needs, outset included."""
+    recipe = Recipe.model_validate_json(run.recipe_json)
+    used = host.clock.now() - (record.running_at or record.created_at or record.intent_at)
+    if used > timedelta(seconds=recipe.max_duration + recipe.linger) + OUTSET:
+        return True
+    price = price_bound(recipe, record.price_cny_per_h)
+    if recipe.budget is None or price is None:
+        return False
+    spent = sum(bill.cost_cny or 0.0 for bill in host.ledger.bills(run.id))
+    return spent + price * used.total_seconds() / 3600 >= recipe.budget
+
+
 def _account_of(host: Host, record: MachineRecord) -> Account:
     """Give the account under which a machine of ours was rented, as it stands now."""
     return host.of_run(host.ledger.get_run(record.run_id)).account(record.backend)
 
 
-def _mark_gone(host: Host, name: str, account: Account, found: Sequence[Found]) -> None:
-    """Believe that a machine is gone only of its account's list, one that is younger than the machine by the grace."""
+def _mark_gone(host: Host, backend: Backend, account: Account, found: Sequence[Found]) -> None:
+    """Believe that a machine is gone only of its account's list, one that is younger than the machine by the grace.
+
+    A list may be stale, so the provider is asked for the machine itself too; that of a living run is its driver's.
+    """
     listed = {one.machine.name for one in found}
     now = host.clock.now()
-    for record in host.ledger.machines_alive(host.settings.owner):
-        if record.backend != name or record.name in listed or now - record.intent_at < GRACE:
-            continue
-        if not _is_of(host, record, account):
+    for record in _alive(host, backend.name, account):
+        if record.name in listed or now - record.intent_at < GRACE or _driven(host.ledger.get_run(record.run_id), now):
             continue
         if record.id is None:
             host.ledger.settle_never_made(record.name)
-        else:
+        elif _is_gone(backend, record):
             mark_gone(host, record.name)
+
+
+def _is_gone(backend: Backend, record: MachineRecord) -> bool:
+    try:
+        return backend.refresh(record.machine).status in COSTS_NOTHING
+    except NotFound:
+        return True
+
+
+def _alive(host: Host, name: str, account: Account) -> Sequence[MachineRecord]:
+    """Give what may cost money of one account with backend `name`, as the ledger has it."""
+    found = host.ledger.machines_alive(host.settings.owner)
+    return [record for record in found if record.backend == name and _is_of(host, record, account)]
 
 
 def _is_of(host: Host, record: MachineRecord, account: Account) -> bool:

@@ -221,6 +221,12 @@ class Recipe(Strict):
         description="The work is stopped after it",
         examples=["6h"],
     )
+    idle_duration: Seconds = Field(
+        default=0,
+        json_schema_extra={"default": "0s"},
+        description="The work is stopped when no GPU was used over 5 % for so long, set-up not counted; 0s: never",
+        examples=["15m"],
+    )
     linger: Seconds = Field(
         default=1800,
         json_schema_extra={"default": "30m"},

@@ -39,6 +39,7 @@ run: |
 
 outputs: {results: results}             # local name: path on the machine; pulled on failure too
 max_duration: 1h                        # the work is stopped after it
+# idle_duration: 15m                    # … or when no GPU was used over 5 % for so long
 # budget: 10                            # CNY for the whole run, retries included
 # retry: {attempts: 3, wait: 2h}        # wait: how long to look for a free card
 # schedule: {cron: "0 2 * * *"}         # for gpujobs deploy: each night at two, Asia/Shanghai

@@ -18,7 +18,6 @@ ALIASES: Mapping[KeyPath, str] = {  # where a key stands under another name that
 }
 
 _NOT_YET = {
-    "idle_duration": "stops no idle work",
     "matrix": "runs no sweeps",
     "tasks": "runs one task a recipe",
     "concurrency": "runs one task a recipe",
@@ -51,6 +50,8 @@ _MEANT = {
     "duration": "use wait, as 2h",
     "timeout": "use max_duration, as 6h",
     "time_limit": "use max_duration, as 6h",
+    "idle_timeout": "use idle_duration, as 15m",
+    "autostop": "use idle_duration, as 15m",
     "storage_mounts": "use file_mounts",
     "files": "use file_mounts",
     "working_dir": "use workdir",

@@ -17,7 +17,7 @@ from gpujobs.shell import Shell, quote_path
 from gpujobs.shell_exchange import readable
 
 Phase = Literal["absent", "installed", "setup", "running", "ended", "lost"]
-Reason = Literal["exit", "setup", "cancelled", "max_duration", "lease", "lost"]
+Reason = Literal["exit", "setup", "cancelled", "max_duration", "lease", "idle", "lost"]
 
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 ENV_VALUE_BYTES = 120_000  # Linux takes 128 KiB for one variable with its name
@@ -36,6 +36,8 @@ class RunSpec:
     max_duration_s: int
     grace_s: int = 10  # between TERM and KILL at max_duration or the end of the lease
     lease_s: int = 0  # the work stops when no heartbeat has come for so long; 0: never
+    idle_s: int = 0  # the work stops when no GPU was used for so long, set-up not counted; 0: never
+    about: str = "{}"  # JSON that describes the run to whoever finds the machine; no secrets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +144,12 @@ class Runner:
         """Tell the machine that somebody still cares: renews its lease and its lingering."""
         self._ask("heartbeat")
 
+    def about(self, most_bytes: int) -> bytes:
+        """Give what the machine keeps of the run's recipe, as it says; RemoteFailure where that is too much or none."""
+        what = f"reading {self.folder}/run.json"
+        command = f"head -c {most_bytes + 1:d} {self._quoted}/run.json"
+        return self._shell.run(command, max_output=most_bytes).require(what).stdout
+
     @property
     def _script(self) -> str:
         return f"{self._quoted}/runner.sh"
@@ -221,8 +229,19 @@ def _hash(value: Any) -> str:
 
 
 def _bundle(spec: RunSpec) -> bytes:
-    limits = f"max_duration_s={spec.max_duration_s:d}\ngrace_s={spec.grace_s:d}\nlease_s={spec.lease_s:d}\n"
-    members = {"runner.sh": runner_text(), "run.sh": spec.run + "\n", "env": _env_text(spec), "limits": limits}
+    limits = {
+        "max_duration_s": spec.max_duration_s,
+        "grace_s": spec.grace_s,
+        "lease_s": spec.lease_s,
+        "idle_s": spec.idle_s,
+    }
+    members = {
+        "runner.sh": runner_text(),
+        "run.sh": spec.run + "\n",
+        "env": _env_text(spec),
+        "limits": "".join(f"{name}={value:d}\n" for name, value in limits.items()),
+        "run.json": spec.about + "\n",
+    }
     if spec.setup.strip():
         members["setup.sh"] = spec.setup + "\n"
     members["output.log"] = ""

@@ -37,6 +37,12 @@ def test_every_make_target_in_the_documents_exists() -> None:
     assert {"quickstart", "test"} <= named <= targets
 
 
+def test_every_test_that_a_document_names_exists() -> None:
+    named = {pair for path in DOCUMENTS for pair in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", path.read_text("utf-8"))}
+    assert len(named) > 20
+    assert [pair for pair in named if f"def {pair[1]}(" not in (ROOT / pair[0]).read_text("utf-8")] == []
+
+
 def test_the_recipes_in_the_readme_load(tmp_path: Path) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     assert blocks

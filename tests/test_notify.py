@@ -163,7 +163,7 @@ def test_receiver_that_never_answers_holds_nobody_up(cloud_settings: Settings, r
 
 
 def test_release_that_keeps_failing_is_told_once_until_it_succeeds(
-    host: Host, control: Control, receiver: Receiver
+    host: Host, control: Control, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
     stop = StopToken()
     outcome = run(host, Memory(on_phase=lambda name: name == "push" and stop.stop(Detached("left"))), stop=stop)
@@ -175,8 +175,23 @@ def test_release_that_keeps_failing_is_told_once_until_it_succeeds(
         told_after.append(len(receiver.heard))
     assert told_after == [0, 1, 1]
     assert receiver.heard[0]["title"] == f"gpujobs: {name} cannot be released"
+    assert f"{name} cannot be released, after 3 tries, and may still cost money" in caplog.text
     assert [machine.name for machine in reaper.reap(host, yes=False, reporter=Memory()).released] == [name]
     assert (control.left(), list((host.settings.home / "unreleased").iterdir())) == ([], [])
+
+
+def test_provider_that_cannot_be_asked_again_and_again_is_told_for_the_machines_that_nobody_wants(
+    host: Host, control: Control, receiver: Receiver
+) -> None:
+    stop = StopToken()
+    outcome = run(host, Memory(on_phase=lambda name: name == "push" and stop.stop(Detached("left"))), stop=stop)
+    host.ledger.update_run(outcome.run_id, state="cancelled")
+    control.fault("autodl.*", "token_expired", count=None)
+    told_after = []
+    for _ in range(3):
+        assert [name for name, _ in reaper.reap(host, yes=False, reporter=Memory()).failed] == ["autodl"]
+        told_after.append([told["title"] for told in receiver.heard])
+    assert told_after == [[], *2 * [[f"gpujobs: gj-tester-{outcome.run_id}-1 cannot be released"]]]
 
 
 def test_message_of_a_run_that_left_a_machine_says_what_to_do(host: Host) -> None:

@@ -32,6 +32,7 @@ FULL: dict[str, Any] = {
     "outputs": {"checkpoints": "runs/ckpt"},
     "snapshot": {"name": "digits-env", "tag": "v1", "on": "always"},
     "max_duration": "1h30m",
+    "idle_duration": "15m",
     "linger": "10m",
     "budget": 30.5,
     "retry": {"on": ["no-capacity"], "attempts": 2, "wait": "2h"},

@@ -193,7 +193,7 @@ MISTAKES = {  # a fifth line, and what is said of it
     "image_id: x": "image_id is not known; use resources.image",
     "num_nodes: 2": "num_nodes is not known; a run has one machine; leave it out",
     "<<: {a: b}": "<< is not known; merge keys are not read; write the keys out",
-    "idle_duration: 5m": f"idle_duration {LATER} stops no idle work; leave it out",
+    "idle_timeout: 5m": "idle_timeout is not known; use idle_duration, as 15m",
     "matrix: {A: [1]}": f"matrix {LATER} runs no sweeps; leave it out",
     "notify: [https://hooks.example/s3cret]": "notify[0]: give names (small letters, digits, - _), not URLs, "
     "as [wecom]; the URLs are settings",

@@ -311,6 +311,44 @@ def test_a_lease_ends_the_work_that_nobody_asks_for(runner: Runner) -> None:
     assert (record.code, record.reason) == (143, "lease")
 
 
+@pytest.fixture
+def gpu_runner(fake_machine: Server, request: pytest.FixtureRequest) -> Iterator[Runner]:
+    with fake_machine.connect() as shell:
+        yield Runner(shell, base=f"~/{abs(hash(request.node.name))}", name="gj-me-abcd-1")
+        shell.check("rm -f /run/gpu-utilization", what="letting the GPU rest")
+
+
+def test_work_that_leaves_the_gpu_idle_is_stopped_and_says_so(gpu_runner: Runner) -> None:
+    begin(gpu_runner, "echo up; sleep 600", idle_s=2)
+    record = end_of(gpu_runner)
+    assert (record.code, record.reason) == (143, "idle")
+
+
+def test_work_on_the_gpu_is_not_idle_until_it_stops_using_it(gpu_runner: Runner) -> None:
+    ask = gpu_runner._shell.check
+    ask("echo 5 >/run/gpu-utilization", what="using the GPU")
+    begin(gpu_runner, "sleep 600", idle_s=2)
+    looked = f"cut -d ' ' -f 1 {quote_path(gpu_runner.folder)}/gpu 2>/dev/null || echo 0"
+    until(lambda: int(ask(looked, what="looking") or 0))
+    first = int(ask(looked, what="looking"))
+    until(lambda: int(ask(looked, what="looking") or 0) >= first + 4)
+    assert gpu_runner.status().phase == "running"
+    ask("echo 4 >/run/gpu-utilization", what="letting the GPU rest")
+    assert end_of(gpu_runner).reason == "idle"
+
+
+def test_set_up_is_not_idle_work(gpu_runner: Runner) -> None:
+    begin(gpu_runner, "echo done", setup="until [ -s ../gpu ]; do sleep 0.1; done; sleep 6", idle_s=4)
+    record = end_of(gpu_runner)
+    assert (record.code, record.reason) == (0, "exit")
+
+
+def test_a_gpu_that_does_not_tell_its_use_is_not_idle(gpu_runner: Runner) -> None:
+    gpu_runner._shell.check("echo '[N/A]' >/run/gpu-utilization", what="hiding the GPU's use")
+    begin(gpu_runner, "until [ -s ../gpu ]; do sleep 0.1; done; sleep 4", idle_s=1)
+    assert end_of(gpu_runner).reason == "exit"
+
+
 def pids_of(shell: Shell, runner: Runner) -> dict[str, int]:
     folder = quote_path(runner.folder)
     names = ("pid", "job")

@@ -145,7 +145,7 @@ class MatrixDC:
     def refresh(self, machine: Machine) -> Machine:
         """Describe the instance anew. Raises NotFound."""
         anew = self._described(self._client.instance(machine.region, machine.id), machine.region)
-        price = machine.price_cny_per_h if machine.price_cny_per_h is not None else anew.price_cny_per_h
+        price = anew.price_cny_per_h if anew.price_cny_per_h is not None else machine.price_cny_per_h
         return replace(anew, price_cny_per_h=price)
 
     def power_off(self, machine: Machine, *, snapshot: ImageRef | None = None) -> str:

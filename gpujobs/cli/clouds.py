@@ -125,7 +125,7 @@ def reap(args: Namespace, out: Output) -> int:
         hint = "; release it with: gpujobs reap --yes" if one.action == "ask" else ""
         out.text(f"left {one.machine.name} on {one.machine.backend}: {one.why}{hint}")
     for run_id in waiting:
-        out.text(f"run {run_id} has no driver: gpujobs up goes on with it, gpujobs cancel {run_id} ends it")
+        out.text(f"run {run_id} has no driver; go on with it: gpujobs resume {run_id}, or gpujobs up")
     if not (done.released or done.left or done.failed):
         out.text("nothing to release")
     if done.failed:

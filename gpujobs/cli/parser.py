@@ -109,6 +109,10 @@ def _reap(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--yes", "-y", action="store_true", help="release what the ledger does not know, too")
 
 
+def _adopt(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--yes", "-y", action="store_true", help="write into the ledger what would be adopted")
+
+
 def _up(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wait", type=_seconds, default=90.0, metavar="SECONDS", help="for its server to answer (90)")
     parser.add_argument("--automations", action="store_true", help="have crashed and silent runs call the reaper")
@@ -131,6 +135,7 @@ COMMANDS: Sequence[Command] = (
     Command("logs", "print what a run's job wrote", "logs", _logs),
     Command("wait", "wait for a run's end; ends with its exit code", "logs", _run),
     Command("cancel", "stop a run and release its machine", "cancel", _cancel, cloud=True),
+    Command("resume", "go on with a run whose process died", "resume", _cancel, cloud=True),
     Command("pull", "copy a run's outputs into a folder", "outputs", _pull, cloud=True),
     Command("ssh", "log in to a run's machine", "ssh", _ssh, cloud=True),
     Command("cost", "show what runs cost", "runs", _cost),
@@ -139,6 +144,7 @@ COMMANDS: Sequence[Command] = (
     Command("images", "list images that can be booted", "clouds", _nothing, cloud=True),
     Command("snapshots", "list the disks that were saved", "clouds", _nothing),
     Command("reap", "release machines that no living run owns", "clouds", _reap, cloud=True),
+    Command("adopt", "rebuild a lost ledger from what is rented", "adopt", _adopt, cloud=True),
     Command("doctor", "check settings, tokens, clouds and tools", "doctor", _nothing, cloud=True),
     Command("up", "start the local controller", "control", _up, cloud=True),
     Command("down", "end the local controller", "control", _nothing),

@@ -6,7 +6,8 @@
 #   setup.sh     optional; runs first. A failure of it ends the attempt with reason "setup"
 #   run.sh       the work. Both run under `bash -e` (`sh -e` where there is no bash), one after the other
 #   env          `export NAME='value'` lines; removed as soon as run.sh has them, so that no snapshot keeps a secret
-#   limits       max_duration_s, grace_s, lease_s (0: none)
+#   limits       max_duration_s, grace_s, lease_s (0: none), idle_s (0: none)
+#   run.json     the recipe, without values of secrets: from it a run is known again whose ledger is lost
 #   installed    everything above is here, whole
 #   started/     made by mkdir, which succeeds once: whoever makes it starts the work, nobody else ever does
 #   pid, job     "pid birth" of the supervisor and of the part that runs now; birth tells a reused pid apart
@@ -14,10 +15,11 @@
 #   output.log   standard output and error of the work
 #   heartbeat    changes while a controller cares; with a lease, the work stops when it has not changed for so long
 #   cancel       asks for the end: seconds between TERM and KILL
-#   stop         why the work was made to end: cancelled, max_duration, lease
+#   gpu          with idle_s: by this machine's uptime, when the GPUs were looked at last, and last seen at work
+#   stop         why the work was made to end: cancelled, max_duration, lease, idle
 #   exit.json    renamed into place at the very end: {"code", "signal", "reason", "started_at", "ended_at" (epoch
 #                seconds of this machine), "log_size" (bytes), "sha256" (of output.log)};
-#                reason: exit, setup, cancelled, max_duration, lease, or lost (the supervisor was killed)
+#                reason: exit, setup, cancelled, max_duration, lease, idle, or lost (the supervisor was killed)
 #   pulled       the controller has everything: nobody needs to linger
 #
 # usage: sh runner.sh start | status | cancel [GRACE_S] | tail OFFSET | heartbeat | pulled
@@ -146,12 +148,13 @@ start() {
 
 supervise() {
   started_at=$(date +%s)
-  max_duration_s=0 grace_s=0 lease_s=0
+  max_duration_s=0 grace_s=0 lease_s=0 idle_s=0
   # shellcheck source=/dev/null
   . ./limits
   note_process pid $$ || die "cannot write to $here: is the disk full?"
   head -c 16384 /dev/zero >reserve 2>/dev/null # given back at the end, so that a full disk can still take exit.json
   watch &
+  [ "$idle_s" -eq 0 ] || watch_gpus &
   reason="exit"
   code=0
   if [ -f setup.sh ]; then
@@ -242,9 +245,44 @@ why_stop() { # prints the reason, if there is one
     echo max_duration
   elif [ "$lease_s" -gt 0 ] && [ $((now_s - ${beat_s:-$began_s})) -ge "$lease_s" ]; then
     echo lease
+  elif [ "$idle_s" -gt 0 ] && gpus_are_idle; then
+    echo idle
   else
     return 1
   fi
+}
+
+gpus_are_idle() { # a look that is long ago says nothing: the driver may hang
+  [ -r gpu ] && read -r looked_s worked_s <gpu || return 1
+  [ $((now_s - looked_s)) -le 60 ] && [ $((looked_s - worked_s)) -ge "$idle_s" ]
+}
+
+watch_gpus() { # a process of its own, since asking a broken driver may take for ever
+  every_s=$((idle_s / 10))
+  [ "$every_s" -ge 1 ] || every_s=1
+  [ "$every_s" -le 10 ] || every_s=10
+  read_uptime
+  worked_s=$now_s
+  while sleep "$every_s" && [ ! -f exit.json ] && alive pid; do
+    if gpus_work; then
+      read_uptime
+      worked_s=$now_s
+    fi
+    read_uptime
+    put gpu "$now_s $worked_s"
+  done
+}
+
+gpus_work() { # or are not known to be idle: set-up does not count, and a GPU that cannot be asked is at work
+  [ "$(cat phase 2>/dev/null)" = running ] || return 0
+  uses=$(nvidia-smi --query-gpu=utilization.gpu --format=csv,noheader,nounits 2>/dev/null) && [ "$uses" ] || return 0
+  for use in $uses; do
+    case $use in
+      [0-4]) ;;
+      *) return 0 ;;
+    esac
+  done
+  return 1
 }
 
 read_lease() { # sets beat_s when the heartbeat has changed

@@ -144,3 +144,65 @@ def test_what_the_provider_lists_no_longer_is_marked_gone(
     assert len(later.ledger.machines_alive("tester")) == 1
     reaper.reap(later, yes=False, reporter=Memory())
     assert later.ledger.machines_alive("tester") == []
+
+
+def left_to_itself(host: Host, backend: str, **parts: object) -> str:
+    """Begin a run, and leave it at work with nobody to drive it."""
+    run_id, reporter, stop = new_run_id(), Memory(), StopToken()
+    recipe = recipe_for(backend, run="echo kept > kept; echo begun; sleep 60", outputs={"kept": "kept"}, **parts)
+    open_run(host, recipe, run_id=run_id)
+    threading.Thread(target=lambda: reporter.wrote.wait(60) and stop.stop(Detached("left"))).start()
+    execute(host, run_id, stop=stop, reporter=reporter)
+    return run_id
+
+
+@pytest.mark.parametrize("parts", [{"max_duration": "20m", "linger": "5m"}, {"budget": 0.05}])
+def test_a_run_left_to_itself_is_ended_once_past_its_time_or_its_budget(
+    backend: str, parts: dict[str, object], host: Host, later: Host, control: Control
+) -> None:
+    run_id = left_to_itself(host, backend, **parts)
+    assert reaper.reap(later, yes=False, reporter=Memory()).failed == []
+    assert control.left() == []
+    assert (later.settings.runs / run_id / "outputs" / "kept").read_text() == "kept\n"
+
+
+def test_a_run_left_to_itself_works_on_within_its_time_and_its_budget(
+    backend: str, host: Host, later: Host, control: Control
+) -> None:
+    left_to_itself(host, backend, max_duration="40m", budget=50)
+    assert [found.action for found in reaper.survey(later, later.backend(backend))] == ["ask"]
+    reaper.reap(later, yes=False, reporter=Memory())
+    assert len(control.alive()) == 1
+
+
+def test_a_list_that_lacks_a_machine_does_not_make_it_gone(
+    backend: str, host: Host, later: Host, control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_to_itself(host, backend)
+    with monkeypatch.context() as stale:
+        stale.setattr(later.backend(backend), "find", lambda _: [])
+        reaper.reap(later, yes=False, reporter=Memory())
+    assert len(later.ledger.machines_alive("tester")) == 1
+    assert len(control.alive()) == 1
+
+
+def test_the_machine_of_a_living_run_is_its_drivers_to_mark_gone(
+    backend: str, host: Host, later: Host, control: Control
+) -> None:
+    run_id = left_to_itself(host, backend)
+    assert later.ledger.claim_run(run_id, "elsewhere:1:alive", lease_s=60, now=later.clock.now())
+    control.ask("POST", "reset")
+    reaper.reap(later, yes=False, reporter=Memory())
+    assert len(later.ledger.machines_alive("tester")) == 1
+
+
+def test_a_machine_that_is_back_on_the_list_is_released_again(
+    backend: str, host: Host, later: Host, control: Control
+) -> None:
+    run_id = left_to_itself(host, backend)
+    name = f"gj-tester-{run_id}-1"
+    host.ledger.mark_gone(name, at=host.clock.now())
+    host.ledger.update_run(run_id, state="cancelled")
+    assert [one.name for one in reaper.reap(later, yes=False, reporter=Memory()).released] == [name]
+    record = later.ledger.machine(name)
+    assert (control.left(), record is not None and record.gone_at is not None) == ([], True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,30 @@ def test_a_budget_bounds_the_work(backend: str, host: Host, control: Control) ->
     assert outcome.exit_code == 5
     assert "budget" in outcome.error
     assert control.left() == []
+
+
+def test_a_machine_that_is_billed_above_max_price_is_released_before_any_work(
+    backend: str, host: Host, control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    door = host.backend(backend)
+    refresh, price = door.refresh, door.offers(recipe_for(backend))[0].price_cny_per_h
+    assert price is not None
+    monkeypatch.setattr(door, "refresh", lambda machine: replace(refresh(machine), price_cny_per_h=price + 0.01))
+    outcome = run(host, recipe_for(backend, resources={"max_price": price}))
+    assert (outcome.exit_code, outcome.log.exists()) == (5, False)
+    assert f"is billed at {price + 0.01:.2f} CNY/h, above resources.max_price ({price:.2f})" in outcome.error
+    assert_nothing_left(control, starts=0)
+
+
+def test_work_that_leaves_the_gpu_idle_is_stopped_and_what_it_wrote_comes_home(
+    backend: str, host: Host, control: Control
+) -> None:
+    parts = {"setup": "echo half > half", "run": "sleep 600", "outputs": {"half": "half"}}  # set-up is not counted
+    outcome = run(host, recipe_for(backend, **parts, idle_duration="1s"))
+    assert outcome.exit_code == 5
+    assert "no GPU was used over 5 % for 1 s (idle_duration)" in outcome.error
+    assert outcome.outputs["half"].read_text() == "half\n"
+    assert_nothing_left(control)
 
 
 @pytest.mark.parametrize("phase", ["plan", "provision", "boot", "push", "run", "pull"])

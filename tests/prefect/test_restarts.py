@@ -2,14 +2,19 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
 
 from gpujobs import controller, prefect_api, process
+from gpujobs.clock import StopToken
+from gpujobs.errors import Detached
+from gpujobs.host import Host
+from gpujobs.lifecycle import execute, new_run_id, open_run
 from gpujobs.settings import Settings
 from gpujobs.worker_upkeep import taken_by
-from tests.cloud import Control
+from tests.cloud import Control, Memory, recipe_for
 from tests.prefect.desk import Desk, starts_and_left, until
 
 
@@ -83,6 +88,20 @@ def test_job_ends_well_while_the_server_is_dead_and_its_end_is_told_later(desk: 
     assert_once(desk, truth, run_id)
     controller.up(desk.settings)
     assert desk.ended(flow_run_id)[0] == "COMPLETED"
+
+
+def test_run_of_a_process_without_prefect_that_died_is_brought_to_its_end_by_the_host(
+    desk: Desk, truth: Control
+) -> None:
+    run_id, stop, reporter = new_run_id(), StopToken(), Memory()
+    script = "echo begun; sleep 2; echo over | tee kept"
+    with Host.open(desk.settings) as host:
+        open_run(host, recipe_for("autodl", run=script, outputs={"kept": "kept"}, max_duration="10m"), run_id=run_id)
+        threading.Thread(target=lambda: reporter.wrote.wait(60) and stop.stop(Detached("as if killed"))).start()
+        execute(host, run_id, stop=stop, reporter=reporter)
+    until(lambda: desk.run(run_id).state == "succeeded", within_s=60)
+    assert_once(desk, truth, run_id)
+    assert (desk.settings.runs / run_id / "outputs" / "kept").read_text() == "over\n"
 
 
 def test_server_that_is_started_anew_finds_the_job_at_work(desk: Desk, truth: Control, at_home: Settings) -> None:
