@@ -198,6 +198,7 @@ def _spawn(settings: Settings, name: str, arguments: Sequence[str], environment:
             env={**environment, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
             cwd=_folder(settings),  # Prefect reads settings from the folder that it is started in
             start_new_session=True,
+            umask=0o077,  # Prefect makes its files as this says
         )
     _CHILDREN.append(child)
     return child.pid, process.started(child.pid)
