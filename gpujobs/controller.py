@@ -232,7 +232,7 @@ def _end(found: Controller) -> None:
 def _digests(salt: bytes, names: Iterable[str]) -> Mapping[str, str]:
     """Give a salted digest of each variable that is set; an empty one counts as not set."""
     return {
-        name: blake2b(value.encode(), key=salt, digest_size=16).hexdigest()
+        name: blake2b(os.fsencode(value), key=salt, digest_size=16).hexdigest()
         for name in names
         if (value := os.environ.get(name))
     }

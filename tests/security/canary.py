@@ -27,8 +27,10 @@ def spellings(secret: str) -> frozenset[bytes]:
     plain = secret.encode()
     texts = {secret, repr(secret)[1:-1], json.dumps(secret)[1:-1], json.dumps(json.dumps(secret))[3:-3]}
     texts |= {quote(secret), quote(secret, safe=""), quote_plus(secret), html.escape(secret), shlex.quote(secret)}
-    core = secret.split("+")[0]  # what no way of quoting changes
-    return frozenset({text.encode() for text in texts} | {core.encode(), plain.hex().encode()} | set(_base64(core.encode())))
+    core = secret.split("+", maxsplit=1)[0]  # what no way of quoting changes
+    return frozenset(
+        {text.encode() for text in texts} | {core.encode(), plain.hex().encode()} | set(_base64(core.encode()))
+    )
 
 
 def _base64(plain: bytes) -> Iterator[bytes]:

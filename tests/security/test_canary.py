@@ -15,7 +15,7 @@ from tests.security.canary import holding, leaks, new_secret, spellings, watchin
 from tests.test_notify import Receiver
 
 TOKEN, VALUE, FILED, HOOK = (new_secret(what) for what in ("token", "value", "filed", "hook"))
-LINES = new_secret("lines", ending="+\nsecond line's \"end\"\n\x1b[31m$(id)`id`")
+LINES = new_secret("lines", ending='+\nsecond line\'s "end"\n\x1b[31m$(id)`id`')
 RECIPE = """
 name: t
 resources: {{infra: {backend}, accelerators: "{gpu}"}}

@@ -182,7 +182,11 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swept]:
 
 
 def test_runs_used_what_was_kept_for_them(swept: Swept) -> None:
-    assert [told["title"] for told in swept.heard][:3] == ["gpujobs: well done", "gpujobs: bad failed", "gpujobs: form done"]
+    assert [told["title"] for told in swept.heard][:3] == [
+        "gpujobs: well done",
+        "gpujobs: bad failed",
+        "gpujobs: form done",
+    ]
     assert b"is there" in swept.said
     assert b"is there" in swept.shown
     assert swept.left == []

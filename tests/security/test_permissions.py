@@ -1,12 +1,10 @@
 """Whatever the user's umask, nobody else can read what we write here."""
 
-import os
 import stat
 from pathlib import Path
 
 import pytest
 
-from gpujobs import controller
 from tests.cli.command import Cli
 from tests.cloud import BACKENDS, GPUS
 
