@@ -81,7 +81,7 @@ class Argv:
     def _watch(self) -> None:
         known: set[tuple[str, int]] = set()
         while not self._over.wait(_GLANCE_S):
-            known = {self._look(pid, known) for pid in os.listdir("/proc") if pid.isdigit()}
+            known = {self._look(pid, known) for pid in os.listdir("/proc") if pid.isdigit()}  # noqa: PTH208
 
     def _look(self, pid: str, known: set[tuple[str, int]]) -> tuple[str, int]:
         try:

@@ -1,4 +1,4 @@
-"""Whatever stands in a recipe arrives exactly as it is written, or is refused in plain words before anything is rented."""
+"""Whatever stands in a recipe arrives exactly as it is written, or is refused before anything is rented."""
 
 import io
 import json

@@ -40,9 +40,10 @@ def listening(serve: Serve) -> Iterator[int]:
 
 
 def refused(serve: Serve) -> str:
-    with listening(serve) as port, pytest.raises(GpujobsError) as caught:
+    with listening(serve) as port:
         access = Access(host="127.0.0.1", port=port, user="root", password="correct horse")
-        connect(access, host_key=None, timeouts=replace(QUICK, banner_s=1, handshake_s=1)).close()
+        with pytest.raises(GpujobsError) as caught:
+            connect(access, host_key=None, timeouts=replace(QUICK, banner_s=1, handshake_s=1))
     said = str(caught.value)
     assert said.isprintable()
     assert len(said) < 600
@@ -79,6 +80,10 @@ def drip(data: bytes) -> Serve:
                     return
 
     return serve
+
+
+def last(data: bytes) -> Serve:
+    return lambda client: client.sendall(data)
 
 
 def once(data: bytes) -> Serve:
@@ -125,7 +130,7 @@ def test_noise_is_a_clear_error() -> None:
     dice = random.Random(7)
     for _ in range(40):
         payload = bytes([dice.choice([1, 2, 4, 20, 21, 31, 33, 52, 80, 90])]) + dice.randbytes(dice.randrange(60))
-        refused(lambda client, data=GREETING + packet(payload): client.sendall(data))  # type: ignore[misc]
+        refused(last(GREETING + packet(payload)))
 
 
 def test_a_server_that_only_reads_gets_no_password() -> None:
