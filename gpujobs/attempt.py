@@ -173,6 +173,7 @@ class Attempt:
             def keep(data: bytes) -> None:
                 self.job.host.check_hold()
                 log.write(data)
+                folder.check_room(log)
                 self.job.reporter.output(data)
 
             runner = self._runner(shell)

@@ -2,15 +2,20 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from gpujobs.errors import TransferFailed
 from gpujobs.news import NEWS
 from gpujobs.recipe import Recipe
 from gpujobs.settings import private_folder, private_opener
+
+_LONG_LOG_BYTES = 64 * 2**20
+_ROOM_KEPT_BYTES = 512 * 2**20  # for the ledger and the other runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,11 @@ class RunFolder:
         """Open the log to add to it, unbuffered: a reader sees each piece at once."""
         with open(self.log, "ab", buffering=0, opener=private_opener) as file:
             yield file
+
+    def check_room(self, log: BinaryIO) -> None:
+        """Raise TransferFailed where a log that is long already would take the last of the disk."""
+        if log.tell() > _LONG_LOG_BYTES and shutil.disk_usage(self.path).free < _ROOM_KEPT_BYTES:
+            raise TransferFailed(f"{self.log} has {log.tell()} bytes, and the disk is nearly full; let it write less")
 
     def log_size(self) -> int:
         """Give how many bytes of the log are here."""

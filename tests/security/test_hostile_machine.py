@@ -1,6 +1,8 @@
 """A machine that lies, once our work is on it: no success is believed, no escape is shown, and the machine goes."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
@@ -8,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from gpujobs.errors import TransferFailed
 from gpujobs.host import Host
 from gpujobs.lifecycle import Outcome
-from tests.cloud import Control, Memory, recipe_for
+from tests.cli.command import Cli
+from tests.cloud import GPUS, Control, Memory, recipe_for
 from tests.lifecycle.test_run import run
 
 ESCAPES = "\x1b]52;c;ZXZpbA==\x07\x1b]0;owned\x07\x1b[2J\x1bP+q\x1b\\\x9b31m\u202e"
@@ -80,3 +84,20 @@ def test_a_lie_is_never_a_success_and_the_machine_goes(lie: str, host: Host, con
     assert any(part in outcome.error for part in why.split("|")), outcome.error
     told = outcome.error + "".join(reporter.notes)
     assert not any(char in told for char in "\x1b\x07\x9b\u202e")
+
+
+STREAMS: Mapping[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+SMALL_DISK = 'mkdir -p "$GPUJOBS_HOME/runs" && mount -t tmpfs -o size=300m none "$GPUJOBS_HOME/runs" && exec "$@"'
+
+
+def test_output_of_a_machine_does_not_take_the_last_of_our_disk(cli: Cli, control: Control) -> None:
+    if subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", cli.folder], check=False).returncode:
+        pytest.skip("no file system can be mounted here, so no small disk can be made")
+    resources = f"{{infra: autodl, accelerators: {GPUS['autodl']}}}"
+    recipe = cli.recipe(f"name: t\nresources: {resources}\nrun: head -c 80000000 /dev/zero; sleep 600\n")
+    command = ["unshare", "-m", "sh", "-c", SMALL_DISK, "sh", sys.executable, "-m", "gpujobs", "submit", recipe]
+    done = subprocess.run(
+        [*command, "--here", "--yes"], cwd=cli.folder, env=cli.env, check=False, timeout=240, **STREAMS
+    )
+    assert (done.returncode, b"the disk is nearly full" in done.stderr) == (TransferFailed.exit_code, True), done.stderr
+    assert control.left() == []
