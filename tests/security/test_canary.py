@@ -91,7 +91,9 @@ def test_no_secret_is_in_a_file_an_output_a_message_or_a_command_line(
     with watching_argv() as argv:
         for number, end in enumerate(["true", "exit 3"]):
             text = RECIPE.format(backend=backend, gpu=GPUS[backend], end=end)
-            done = rich("submit", rich.recipe(text, f"{number}.yaml"), "--here", "--yes", "--json", text=False)
+            done = rich(
+                "submit", rich.recipe(text, f"{number}.yaml"), "--here", "--yes", "--json", text=False, timeout=240
+            )
             said += done.stdout + done.stderr
             assert done.returncode == (1 if number else 0), done.stderr
             outcome = json.loads(done.stdout)
@@ -102,7 +104,7 @@ def test_no_secret_is_in_a_file_an_output_a_message_or_a_command_line(
             said += looked.stdout + looked.stderr
         (rich.home / "runs").rename(rich.home / "kept")
         (rich.home / "runs").write_text("in the way")
-        crashed = rich("submit", rich.recipe(text), "--here", "--yes", text=False)
+        crashed = rich("submit", rich.recipe(text), "--here", "--yes", text=False, timeout=240)
         assert (crashed.returncode, len(list((rich.home / "bugs").iterdir()))) == (70, 1), crashed.stderr
         said += crashed.stdout + crashed.stderr
     named = {"token": TOKEN, "value": VALUE, "lines": LINES, "filed": FILED, "hook": HOOK}

@@ -4,9 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from tests.security.canary import holding, leaks, new_secret, watching_argv
 from tests.security.test_permissions import open_to_others
 from tests.test_notify import Receiver
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("security")]
+pytestmark = pytest.mark.timeout(900)
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPE = """
@@ -41,20 +40,6 @@ run: |
   sleep 1
   {end}
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Swept:
-    """What was said and left by four runs through a controller."""
-
-    home: Path
-    named: Mapping[str, str]
-    said: bytes
-    shown: bytes
-    argv: bytes
-    heard: Sequence[Mapping[str, str]]
-    open: Sequence[str]
-    left: Sequence[str]
 
 
 class Team:
@@ -162,51 +147,24 @@ def everything(team: Team) -> None:
         team.do(*words)
 
 
-@pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swept]:
-    with opened(tmp_path_factory.mktemp("team")) as team:
+def test_no_secret_is_anywhere_and_nothing_is_open_after_runs_through_a_controller(tmp_path: Path) -> None:
+    with opened(tmp_path) as team:
         with watching_argv() as argv:
             everything(team)
-        shown, still_open = team.shown(), open_to_others(team.cli.home)
+        shown, heard = team.shown(), team.receiver.heard
         named = {"our token": team.ours.token, "their token": team.theirs.token, "hook": team.hook}
-        yield Swept(
-            home=team.cli.home,
-            named=named | {"value": team.value, "block": team.kept},
-            said=team.said,
-            shown=shown,
-            argv=argv.text(),
-            heard=team.receiver.heard,
-            open=still_open,
-            left=[*Control(team.ours).left(), *Control(team.theirs).left()],
-        )
-
-
-def test_runs_used_what_was_kept_for_them(swept: Swept) -> None:
-    assert [told["title"] for told in swept.heard][:3] == [
-        "gpujobs: well done",
-        "gpujobs: bad failed",
-        "gpujobs: form done",
-    ]
-    assert b"is there" in swept.said
-    assert b"is there" in swept.shown
-    assert swept.left == []
-
-
-def test_no_secret_is_in_a_file_of_ours_or_of_prefects(swept: Swept) -> None:
-    assert (swept.home / "prefect" / "prefect.db").stat().st_size > 10_000
-    assert leaks([swept.home], swept.named) == []
-
-
-def test_no_secret_is_in_what_was_shown_said_or_sent(swept: Swept) -> None:
-    assert holding(swept.shown, swept.named) == []
-    assert holding(swept.said, swept.named) == []
-    assert holding(json.dumps(swept.heard).encode(), swept.named) == []
-
-
-def test_no_secret_was_in_a_command_line(swept: Swept) -> None:
-    assert b"gpujobs\0serve" in swept.argv
-    assert holding(swept.argv, swept.named) == []
-
-
-def test_nothing_that_a_controller_writes_can_be_read_by_others(swept: Swept) -> None:
-    assert swept.open == []
+        named |= {"value": team.value, "block": team.kept}
+        # They were used, and the pages are not empty.
+        assert [told["title"].partition(": ")[2] for told in heard][:3] == ["well done", "bad failed", "form done"]
+        assert b"is there" in team.said
+        assert b"is there" in shown
+        assert b"gpujobs\0serve" in argv.text()
+        assert (team.cli.home / "prefect" / "prefect.db").stat().st_size > 10_000
+        # And they are nowhere.
+        assert leaks([team.cli.home], named) == []
+        assert holding(shown, named) == []
+        assert holding(team.said, named) == []
+        assert holding(json.dumps(heard).encode(), named) == []
+        assert holding(argv.text(), named) == []
+        assert open_to_others(team.cli.home) == []
+        assert [*Control(team.ours).left(), *Control(team.theirs).left()] == []
