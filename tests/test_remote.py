@@ -119,6 +119,12 @@ def test_failed_setup_ends_the_attempt_without_the_work(runner: Runner) -> None:
     assert (log_of(runner), end_of(runner).code, end_of(runner).reason) == (b"", 1, "setup")
 
 
+def test_a_secret_does_not_outlive_failed_setup(shell: Shell, runner: Runner) -> None:
+    begin(runner, "true", setup="exit 3", secrets={"A": "b"})
+    assert end_of(runner).reason == "setup"
+    assert b"env" not in shell.run(f"ls {quote_path(runner.folder)}").stdout.split()
+
+
 def test_a_signal_is_recorded(runner: Runner) -> None:
     begin(runner, "kill -SEGV $$")
     record = end_of(runner)
