@@ -1,6 +1,6 @@
 # Each target does all the set-up that it needs, on a machine with Python 3.11, pip and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup machine quickstart test failed-again check bench clean
+.PHONY: help setup machine quickstart test failed-again check audit bench clean
 
 # Bytecode that is not written is compiled again by every process that the tests start.
 unexport PYTHONDONTWRITEBYTECODE
@@ -12,6 +12,7 @@ help:
 	@echo "make quickstart   run the example on a fake cloud, on both providers"
 	@echo "make test         every check and every test"
 	@echo "make check        formatting, types, import floors"
+	@echo "make audit        what is known against the packages of uv.lock"
 	@echo "make bench        the benchmarks, side by side with their peers"
 
 setup: .venv/.synced
@@ -37,6 +38,9 @@ check: setup
 test: setup machine check
 	$(RUN) pytest -n 3 --dist loadgroup -m "not scale"
 	$(RUN) pytest -m scale
+
+audit: setup
+	$(RUN) python tools/audit.py
 
 # On a busy machine a test or two of 2,800 may still miss a deadline beside others: CI looks once more at those, alone.
 failed-again: setup

@@ -199,6 +199,7 @@ def _spawn(settings: Settings, name: str, arguments: Sequence[str], environment:
             env={**environment, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
             cwd=_folder(settings),  # Prefect reads settings from the folder that it is started in
             start_new_session=True,
+            umask=0o077,  # Prefect makes its files as this says
         )
     _CHILDREN.append(child)
     return child.pid, process.started(child.pid)
@@ -232,7 +233,7 @@ def _end(found: Controller) -> None:
 def _digests(salt: bytes, names: Iterable[str]) -> Mapping[str, str]:
     """Give a salted digest of each variable that is set; an empty one counts as not set."""
     return {
-        name: blake2b(value.encode(), key=salt, digest_size=16).hexdigest()
+        name: blake2b(os.fsencode(value), key=salt, digest_size=16).hexdigest()
         for name in names
         if (value := os.environ.get(name))
     }

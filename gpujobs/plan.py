@@ -11,6 +11,7 @@ from gpujobs.host import Host
 from gpujobs.ledger import Ledger
 from gpujobs.models import Offer
 from gpujobs.recipe import Recipe
+from gpujobs.variables import flaw_of_all
 
 SNAPSHOT_PREFIX = "snapshot:"
 
@@ -46,8 +47,8 @@ def check_local(host: Host, recipe: Recipe) -> None:
             raise BadInput(f"{what}: {path} does not exist on this machine; make it, or mend the recipe")
     if recipe.workdir and not Path(recipe.workdir).is_dir():
         raise BadInput(f"workdir: {recipe.workdir} is a file; name its folder")
-    for name in recipe.secrets:
-        host.settings.secret(name)
+    if flaw := flaw_of_all({**recipe.envs, **{name: host.settings.secret(name) for name in recipe.secrets}}):
+        raise BadInput(f"envs and secrets: {flaw}")
     for name in recipe.notify:
         host.settings.notice_url(name)
 

@@ -8,8 +8,8 @@ from pydantic import AliasChoices, Field, ValidationInfo, field_validator, model
 
 from gpujobs.recipe_schedule import Schedule
 from gpujobs.recipe_types import AtLeast, BlockName, Names, NoticeName, Script, Seconds, Strict, Text, Word
+from gpujobs.variables import ENV_NAME, flaw_of, flaw_of_all
 
-ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ACCELERATOR = re.compile(r"(?P<name>[^:]+?)\s*(?::\s*(?P<count>[1-9]\d?))?")
 _CUDA = re.compile(r"(\d{1,2})\.(\d)\+?")
 _INFRA = re.compile(r"[a-z][a-z0-9_]*(/[^/\s]+)?")
@@ -262,6 +262,8 @@ class Recipe(Strict):
     def _env_names(cls, value: dict[str, str]) -> dict[str, str]:
         for name in value:
             _check_env_name(name)
+        if flaw := flaw_of_all(value):
+            raise ValueError(flaw)
         return value
 
     @field_validator("secrets")
@@ -296,7 +298,7 @@ class Recipe(Strict):
 
 
 def _check_env_name(name: str) -> None:
-    if not ENV_NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is not a name of an environment variable")
+    if flaw := flaw_of(name):
+        raise ValueError(flaw)
     if name.startswith("GPUJOBS_"):
         raise ValueError(f"{name!r}: names that begin with GPUJOBS_ are set by gpujobs")

@@ -2,15 +2,21 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from gpujobs.crash import Point
+from gpujobs.errors import TransferFailed
 from gpujobs.news import NEWS
 from gpujobs.recipe import Recipe
 from gpujobs.settings import private_folder, private_opener
+
+_LONG_LOG_BYTES = 64 * 2**20
+_ROOM_KEPT_BYTES = 512 * 2**20  # for the ledger and the other runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +55,23 @@ class RunFolder:
 
     @contextmanager
     def appending(self) -> Iterator[Callable[[bytes], None]]:
-        """Open the log, and give what adds a piece to it; unbuffered: a reader sees each piece at once."""
+        """Open the log, and give what adds a piece to it; unbuffered: a reader sees each piece at once.
+
+        What adds raises TransferFailed where a long log would take the last of the disk.
+        """
         with open(self.log, "ab", buffering=0, opener=private_opener) as file:
 
             def add(data: bytes) -> None:
                 with Point("file", "add to", self.log.name):
                     file.write(data)
+                self._check_room(file)
 
             yield add
+
+    def _check_room(self, log: IO[bytes]) -> None:
+        """Raise TransferFailed where a log that is long already would take the last of the disk."""
+        if log.tell() > _LONG_LOG_BYTES and shutil.disk_usage(self.path).free < _ROOM_KEPT_BYTES:
+            raise TransferFailed(f"{self.log} has {log.tell()} bytes, and the disk is nearly full; let it write less")
 
     def log_size(self) -> int:
         """Give how many bytes of the log are here."""

@@ -15,13 +15,11 @@ from gpujobs.errors import BadInput, RemoteFailure
 from gpujobs.remote import runner_text
 from gpujobs.shell import Shell, quote_path
 from gpujobs.shell_exchange import readable
+from gpujobs.variables import flaw_of
 
 Phase = Literal["absent", "installed", "setup", "running", "ended", "lost"]
 Reason = Literal["exit", "setup", "cancelled", "max_duration", "lease", "idle", "lost"]
 
-ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-ENV_VALUE_BYTES = 120_000  # Linux takes 128 KiB for one variable with its name
-READ_ONLY_NAMES = frozenset({"BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHELLOPTS", "UID", "_"})
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -112,9 +110,11 @@ class Runner:
 
         Raises:
             Unreachable: the connection was lost; connect again and go on from the bytes that reached the sink.
-            RemoteFailure: the log is shorter than `offset`, or the machine sends more than it says there is.
+            RemoteFailure: the log is shorter than `offset`, or the machine sends more or less than it says there is.
         """
+        over = False
         while True:
+            before = offset
             offset = self._follow_once(offset, sink, stop)
             status = self.status()
             if status.phase not in {"ended", "lost"}:
@@ -128,6 +128,9 @@ class Runner:
                 raise RemoteFailure(
                     f"{self.folder}: the log is {size} bytes, fewer than the {offset} that came already"
                 )
+            if over and offset == before:
+                raise RemoteFailure(f"{self.folder}: the log is said to be {size} bytes, and only {offset} came of it")
+            over = True
 
     def cancel(self, grace_s: int) -> None:
         """Send the work TERM, `grace_s` later KILL, and return when its end is recorded; idempotent.
@@ -260,8 +263,6 @@ def _env_text(spec: RunSpec) -> str:
 
 
 def _export(name: str, value: str) -> str:
-    if not ENV_NAME.fullmatch(name) or name in READ_ONLY_NAMES:
-        raise BadInput(f"{name!r} cannot be the name of an environment variable in a shell; choose another")
-    if "\0" in value or len(value.encode()) > ENV_VALUE_BYTES:
-        raise BadInput(f"the value of {name} holds a NUL or is longer than {ENV_VALUE_BYTES} bytes")
+    if flaw := flaw_of(name, value):
+        raise BadInput(flaw)
     return f"export {name}={shlex.quote(value)}\n"

@@ -160,9 +160,11 @@ def notice_variable(name: str) -> str:
 
 
 def private_folder(path: Path) -> Path:
-    """Make a folder that only we can read (0700), and its parents as they usually are; return it."""
+    """Make a folder that only we can read (0700), and so each of its parents that is missing; return it."""
+    missing = [folder for folder in path.parents if not folder.exists()]
     with Point("file", "make folder", path.name):
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (*reversed(missing), path):
+            folder.mkdir(mode=0o700, exist_ok=True)
     return path
 
 

@@ -23,6 +23,7 @@ CIPHERS = (
     "aes256-ctr",
 )
 FULL_WAIT_S = 0.02
+_SAID_CHARS = 300
 # Every failure is raised as an error of ours; paramiko's own tracebacks would only repeat it on the user's terminal.
 logging.getLogger(LOG_CHANNEL).setLevel(logging.CRITICAL)
 
@@ -103,7 +104,7 @@ class Connection:
 
     def refusal(self, error: Exception | None = None) -> Unreachable:
         """Say why the connection is of no use now."""
-        reason = self._end or (str(error) if error is not None and str(error) else "the connection was lost")
+        reason = self._end or (_said(error) if error is not None and str(error) else "the connection was lost")
         return Unreachable(f"{self.where}: {reason}; connect again")
 
     def check(self, now: float, *, awake_since: float) -> None:
@@ -199,7 +200,7 @@ def _negotiate(transport: PulseTransport, *, where: str, host_key: str | None, t
     except paramiko.ssh_exception.IncompatiblePeer as error:
         raise _incompatible(where, error, pinned=host_key is not None) from error
     except (paramiko.SSHException, EOFError, OSError) as error:
-        raise Unreachable(f"{where}: no SSH there yet: {error or type(error).__name__}") from error
+        raise Unreachable(f"{where}: no SSH there yet: {_said(error)}") from error
     if not transport.initial_kex_done:  # start_client returns in silence when its time is up
         raise Unreachable(f"{where}: the SSH handshake did not end in time")
     return _pinned(transport, where=where, host_key=host_key)
@@ -214,7 +215,7 @@ def _incompatible(where: str, error: Exception, *, pinned: bool) -> HostKeyChang
     if pinned and "host key" in str(error):
         return HostKeyChanged(f"{where}: this host no longer has the kind of key that it was first seen with; stop")
     return RemoteFailure(
-        f"{where}: its SSH server knows only algorithms that are no longer safe ({error}); "
+        f"{where}: its SSH server knows only algorithms that are no longer safe ({_said(error)}); "
         "use an image with OpenSSH 7.2 or newer"
     )
 
@@ -241,11 +242,20 @@ def _attempt(log_in: Callable[[PulseTransport], object], transport: PulseTranspo
     try:
         log_in(transport)
     except paramiko.BadAuthenticationType as error:
-        return f"it takes only {', '.join(error.allowed_types)}"
+        return f"it takes only {_plain(', '.join(error.allowed_types))}"
     except paramiko.AuthenticationException as error:
         if transport.is_active() and "timeout" not in str(error):
-            return str(error).rstrip(".").lower()
-        raise Unreachable(f"{where}: cut while logging in: {error}") from error
+            return _said(error).rstrip(".").lower()
+        raise Unreachable(f"{where}: cut while logging in: {_said(error)}") from error
     except (paramiko.SSHException, EOFError, OSError) as error:
-        raise Unreachable(f"{where}: cut while logging in: {error or type(error).__name__}") from error
+        raise Unreachable(f"{where}: cut while logging in: {_said(error)}") from error
     return "authentication needs another step"
+
+
+def _said(error: Exception) -> str:
+    """Give what an error says, which may be a peer's own words, as one short plain line."""
+    return _plain(str(error) or type(error).__name__)
+
+
+def _plain(text: str) -> str:
+    return "".join(char if char.isprintable() else " " for char in text[:_SAID_CHARS])

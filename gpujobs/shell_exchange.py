@@ -17,6 +17,7 @@ SEND_BYTES = 32 * 1024  # larger sends make paramiko slower
 RECEIVE_BYTES = 2 * 1024 * 1024
 OUTPUT_KEPT_BYTES = 64 * 1024
 TAIL_BYTES = 600
+_TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.01, 0.25
 
 
@@ -37,9 +38,12 @@ class Completed:
 
 
 def readable(text: bytes | str) -> str:
-    """Turn what a machine said into text safe for a terminal or a log: no control characters but newline and tab."""
+    """Turn what a machine said into text safe for a terminal or a log: no control characters but newline and tab.
+
+    Nor any that turn the reading order.
+    """
     text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc").strip()
+    return "".join(c for c in text if c in "\n\t" or (unicodedata.category(c) != "Cc" and c not in _TURNS)).strip()
 
 
 class Exchange:

@@ -9,6 +9,8 @@ import paramiko
 from paramiko.common import cMSG_CHANNEL_DATA, cMSG_GLOBAL_REQUEST
 from paramiko.packet import Packetizer
 
+_GREETING_BYTES = 64 * 1024  # RFC 4253, 4.2: a line of 255 bytes, and before it what a server wants to say
+
 
 class PulsePacketizer(Packetizer):
     """Notes when the peer was last heard, and asks for a sign of life when it has been silent.
@@ -24,6 +26,7 @@ class PulsePacketizer(Packetizer):
         self.probe_every_s = 0.0
         self._probed_at = 0.0
         self._handshake_ends_at: float | None = None
+        self._greeting_bytes = 0
 
     def read_message(self) -> tuple[int, paramiko.Message]:
         """Read one packet; any packet is a sign of life."""
@@ -42,6 +45,14 @@ class PulsePacketizer(Packetizer):
     def complete_handshake(self) -> None:
         """Lift the bound."""
         self._handshake_ends_at = None
+
+    def _read_timeout(self, timeout: float) -> bytes:
+        # Only the greeting is read so: paramiko would gather a line that never ends, slower and slower.
+        piece: bytes = super()._read_timeout(timeout)  # type: ignore[misc]
+        self._greeting_bytes += len(piece)
+        if self._greeting_bytes > _GREETING_BYTES:
+            raise paramiko.SSHException("its greeting does not end")
+        return piece
 
     def _check_keepalive(self) -> None:
         now = time.monotonic()
@@ -82,6 +93,15 @@ class PulseTransport(paramiko.Transport):
             message = channel._send_eof()  # type: ignore[attr-defined]  # noqa: SLF001 - see the class
         if message is not None:
             self._send_user_message(_OfChannel(channel, message.asbytes()))  # type: ignore[attr-defined]
+
+    def get_exception(self) -> Exception | None:
+        """Give what ended the transport: whatever a peer sent that paramiko could not read, as an SSHException too."""
+        error = super().get_exception()
+        if error is None or isinstance(error, paramiko.SSHException | EOFError | OSError):
+            return error
+        told = paramiko.SSHException(f"it sent what is no SSH ({type(error).__name__})")
+        told.__cause__ = error
+        return told
 
     def _send_message(self, data: paramiko.Message) -> None:
         # Under the lock of all senders, and a channel is marked as closed before its close is sent.

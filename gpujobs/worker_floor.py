@@ -178,7 +178,7 @@ class Floor:
         )
         if flow.persist_result is False and flow.result_storage is None:
             # Else Prefect asks its server where results go by default, twice a run, and holds up our loop meanwhile.
-            flow.result_storage = LocalFileSystem(basepath=str(self._host.settings.home))
+            flow.result_storage = LocalFileSystem(basepath=str(self._host.settings.home / "results"))
         return flow
 
     async def _deployment(self, deployment_id: UUID) -> DeploymentResponse:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from gpujobs.recipe import Recipe
+from gpujobs.variables import flaw_of
 
 LEAST: dict[str, Any] = {"name": "digits", "resources": {"accelerators": "RTX 4090"}, "run": "python train.py"}
 FULL: dict[str, Any] = {
@@ -61,7 +62,7 @@ def test_a_recipe_survives_being_written_down(value: dict[str, Any]) -> None:
 @given(
     seconds=st.integers(min_value=1, max_value=10**7),
     envs=st.dictionaries(
-        st.from_regex(r"[A-FH-Z_][A-Z0-9_]{0,8}", fullmatch=True),
+        st.from_regex(r"[A-FH-Z_][A-Z0-9_]{0,8}", fullmatch=True).filter(lambda name: not flaw_of(name)),
         st.text(st.characters(codec="utf-8", exclude_characters="\0")),
     ),
     script=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1),
@@ -143,6 +144,9 @@ def test_a_value_in_a_variable_keeps_its_spaces() -> None:
         ({"envs": {"A": None}}, 'quote it, as A: ""'),
         ({"envs": {"A": "x\0y"}}, "NUL"),
         ({"envs": {"A": "\udcff"}}, "write it in UTF-8"),
+        ({"envs": {"A": "x" * 2**20}}, "1048576 bytes, over the 120000 that a variable can hold"),
+        ({"envs": {f"A{number}": "x" * 100_000 for number in range(20)}}, "over the 1000000 that a command can have"),
+        ({"envs": {"UID": "0"}}, "the shell sets it itself"),
         ({"run": ""}, "at least 1"),
         ({"run": "a\0b"}, "NUL"),
         ({"file_mounts": {"data": "x"}}, "must be an absolute path"),

@@ -119,6 +119,12 @@ def test_failed_setup_ends_the_attempt_without_the_work(runner: Runner) -> None:
     assert (log_of(runner), end_of(runner).code, end_of(runner).reason) == (b"", 1, "setup")
 
 
+def test_a_secret_does_not_outlive_failed_setup(shell: Shell, runner: Runner) -> None:
+    begin(runner, "true", setup="exit 3", secrets={"A": "b"})
+    assert end_of(runner).reason == "setup"
+    assert b"env" not in shell.run(f"ls {quote_path(runner.folder)}").stdout.split()
+
+
 def test_a_signal_is_recorded(runner: Runner) -> None:
     begin(runner, "kill -SEGV $$")
     record = end_of(runner)
@@ -199,7 +205,7 @@ def test_files_on_the_machine_are_private(shell: Shell, runner: Runner) -> None:
 
 @pytest.mark.parametrize("name", ["", "1A", "A-B", "A B", "A\n", "UID", "a;id", "ü"])
 def test_a_bad_name_of_a_variable_is_refused_here(shell: Shell, place: str, name: str) -> None:
-    with pytest.raises(BadInput, match="cannot be the name"):
+    with pytest.raises(BadInput, match=r"environment variable|cannot be set"):
         Runner(shell, base=place, name="x").install(spec("true", envs={name: "x"}))
 
 

@@ -263,12 +263,12 @@ def test_a_secret_without_a_value_says_where_to_put_it(config: Path) -> None:
 def test_folders_and_files_are_private_from_their_first_moment(tmp_path: Path) -> None:
     old = os.umask(0)
     try:
-        folder = private_folder(tmp_path / "mine")
+        folder = private_folder(tmp_path / "all" / "mine")
         with open(folder / "file", "w", opener=private_opener) as file:
-            modes = [stat.S_IMODE(folder.stat().st_mode), stat.S_IMODE(os.fstat(file.fileno()).st_mode)]
+            modes = [stat.S_IMODE(path.stat().st_mode) for path in (folder.parent, folder, Path(file.name))]
     finally:
         os.umask(old)
-    assert modes == [0o700, 0o600]
+    assert modes == [0o700, 0o700, 0o600]
 
 
 def test_a_relative_home_gives_a_ledger_with_an_absolute_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

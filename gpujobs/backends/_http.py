@@ -21,9 +21,9 @@ from urllib.parse import urlsplit
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
 from requests.utils import get_environ_proxies
 
+from gpujobs.backends._http_head import PromptAdapter
 from gpujobs.clock import Clock, backoff
 from gpujobs.crash import Point
 from gpujobs.errors import Ambiguous, BadCredentials, GpujobsError, NoCapacity, NotFound, Refused, Unavailable
@@ -246,7 +246,7 @@ def _session(provider: Provider) -> requests.Session:
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     session.headers.update(provider.headers)
     for scheme in ("https://", "http://"):
-        session.mount(scheme, HTTPAdapter(pool_maxsize=64, max_retries=0))
+        session.mount(scheme, PromptAdapter(pool_maxsize=64, max_retries=0))
     return session
 
 

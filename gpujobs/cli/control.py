@@ -49,4 +49,5 @@ def serve(args: Namespace, out: Output) -> int:
     from gpujobs import worker  # noqa: PLC0415 - brings Prefect
 
     del out
+    os.umask(0o077)  # Prefect makes its files as this says
     return worker.serve(load_settings(), limit=args.limit)

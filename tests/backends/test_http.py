@@ -8,7 +8,7 @@ import socket
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -226,6 +226,23 @@ def test_a_reply_that_drips_without_end_is_given_up() -> None:
     with raw_server(drip) as url, pytest.raises(Ambiguous):
         door_to(url, clock=clock, patience=QUICK).send(CREATE, json.loads)
     assert clock.monotonic() < 5
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 20", b"HTTP/1.1 100 Continue\r\n\r\n"])
+def test_a_head_that_drips_without_end_is_given_up(head: bytes) -> None:
+    def drip(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.settimeout(0.1)
+        with suppress(ConnectionError):
+            connection.sendall(head)
+            while True:
+                connection.sendall(head[-1:])
+                with suppress(TimeoutError):
+                    if not connection.recv(65536):
+                        return
+
+    with raw_server(drip) as url, pytest.raises(Ambiguous, match="may or may not have acted"):
+        door_to(url, patience=QUICK).send(CREATE, json.loads)
 
 
 @pytest.mark.parametrize("length", ["100000", None])
