@@ -163,15 +163,18 @@ def _judge(host: Host, machine: Machine) -> Found:
         young = run.lease_until is not None and now - run.lease_until < GRACE
         why = f"the process that drove its run {run.id} is dead"
         return Found(machine=machine, run_id=run.id, why=why, action="leave" if young else "end")
-    if _is_newest(host, record):
+    if _is_at_work(host, record):
         return Found(machine=machine, run_id=run.id, why=f"run {run.id} is at work on it", action="leave")
     young = now - record.intent_at < GRACE
     why = f"an earlier attempt of run {run.id}"
     return Found(machine=machine, run_id=run.id, why=why, action="leave" if young else "release")
 
 
-def _is_newest(host: Host, record: MachineRecord) -> bool:
-    return record.attempt == max(row.number for row in host.ledger.attempts(record.run_id))
+def _is_at_work(host: Host, record: MachineRecord) -> bool:
+    """Say whether it is of the run's newest attempt, or of one of a fleet's that has not ended."""
+    attempts = host.ledger.attempts(record.run_id)
+    going_on = [row.number for row in attempts if row.ended_at is None]
+    return record.attempt in going_on or record.attempt == max(row.number for row in attempts)
 
 
 def _driven(run: Run, now: datetime) -> bool:
