@@ -75,7 +75,7 @@ def find_any(called: Callable[..., Any], *, workdir: str | None) -> Source:
         module=module,
         workdir=str(folder) if folder else "",
         roots=_roots(folder, path, module) if folder else [],
-        by_value=False,
+        by_value=inspect.isfunction(base) and not installed and not is_importable(base),
         named=False,
     )
 

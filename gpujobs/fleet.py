@@ -15,7 +15,7 @@ from gpujobs.call_files import Call
 from gpujobs.call_fit import return_hint
 from gpujobs.call_job import Silent
 from gpujobs.call_outcome import Wanted
-from gpujobs.call_recipe import template
+from gpujobs.call_recipe import OURS, template
 from gpujobs.call_source import Source, find_any
 from gpujobs.errors import BadInput
 from gpujobs.fleet_run import FleetRun
@@ -50,7 +50,7 @@ class Fleet(Executor):
             recipe: what machines to rent: a Recipe, whose `run` is left out of account, or the keywords of `gpu_job`.
             machines: how many at a time, at most.
             reporter: whom the run tells what it does; left out: nobody, and all is in its log.
-            keys: keywords of `gpu_job` beside those of `recipe`.
+            keys: keywords of `gpu_job`; beside a Recipe `workdir`, `python` and `trust_remote` alone.
 
         Raises:
             BadInput: a keyword is none, or its value cannot be.
@@ -58,9 +58,9 @@ class Fleet(Executor):
         if type(machines) is not int or machines < 1:
             raise BadInput(f"machines= must be a number from 1 on, not {machines!r}")
         if isinstance(recipe, Recipe):
-            if keys:
-                raise BadInput(f"{', '.join(keys)}: write it into the recipe, which is there")
-            common, keys = recipe, ({"workdir": recipe.workdir} if recipe.workdir else {})
+            if strange := keys.keys() - set(OURS):
+                raise BadInput(f"{min(strange)}= goes into the recipe, where there is one")
+            common, keys = recipe, ({"workdir": recipe.workdir} if recipe.workdir else {}) | keys
         else:
             keys = {**(recipe or {}), **keys}
             common = template(keys, name="fleet", folder=Path.cwd())
