@@ -137,7 +137,7 @@ def for_call(common: Recipe, *, workdir: str, files: Path, python: str) -> Recip
     )
 
 
-def for_fleet(common: Recipe, *, workdir: str, files: Path, python: str, machines: int) -> Recipe:
+def for_fleet(common: Recipe, *, workdir: str, files: Path, python: str) -> Recipe:
     """Give the recipe of a fleet's run, each of whose machines takes tasks; raises BadInput for a key of no use."""
     for key in _NOT_OF_A_FLEET:
         if getattr(common, key) != Recipe.model_fields[key].get_default(call_default_factory=True):
@@ -146,8 +146,7 @@ def for_fleet(common: Recipe, *, workdir: str, files: Path, python: str, machine
         update={
             "workdir": workdir,
             "file_mounts": {**common.file_mounts, IN_WORKDIR: str(files)},
-            "run": _filled(_FLEET_RUN, python),
-            "envs": {**common.envs, FLEET: str(machines)},
+            "run": f"{FLEET}\n{_filled(_FLEET_RUN, python)}",
         }
     )
 

@@ -72,7 +72,7 @@ class FleetRun:
         files = self.folder.path / CALL_FOLDER
         try:
             write_fleet(files)
-            recipe = for_fleet(common, workdir=workdir, files=files, python=python, machines=self._machines)
+            recipe = for_fleet(common, workdir=workdir, files=files, python=python)
             with shared_host(self._settings) as host:
                 check_local(host, recipe)
                 lifecycle.open_run(host, recipe, run_id=self.run_id)

@@ -136,7 +136,7 @@ class _Life:
             self._ledger.update_run(
                 job.run.id, state="running", started_at=job.run.started_at or self._clock.now(), ended_at=None, error=""
             )
-            go_on = self._end_fleet if FLEET in job.recipe.envs else self._attempts
+            go_on = self._end_fleet if job.recipe.run.startswith(FLEET) else self._attempts
             failed = yield from go_on(unfinished)
             if any(record.id is None for record in self._ledger.machines(job.run.id)):
                 yield from self._try("release", partial(ending.sweep, job))

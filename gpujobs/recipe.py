@@ -9,7 +9,7 @@ from pydantic import AliasChoices, Field, ValidationInfo, field_validator, model
 from gpujobs.recipe_schedule import Schedule
 from gpujobs.recipe_types import AtLeast, BlockName, Names, NoticeName, Script, Seconds, Strict, Text, Word
 
-FLEET = "GPUJOBS_FLEET"  # a variable of the recipe of a fleet's run: how many machines it may have
+FLEET = "# the machines of a fleet of gpujobs: tasks come to them over SSH"  # first line of such a recipe's `run`
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ACCELERATOR = re.compile(r"(?P<name>[^:]+?)\s*(?::\s*(?P<count>[1-9]\d?))?")
 _CUDA = re.compile(r"(\d{1,2})\.(\d)\+?")

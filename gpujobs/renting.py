@@ -95,7 +95,7 @@ def rent(job: Job, choice: Choice) -> Machine:
         number = 1 + max((row.number for row in host.ledger.attempts(job.run.id)), default=0)
         name = machine_name(owner=job.run.owner, run=job.run.id, attempt=number)
         host.ledger.check_hold()  # the log may be another's by now
-        if FLEET not in job.recipe.envs:  # whose machines have a log each
+        if not job.recipe.run.startswith(FLEET):  # whose machines have a log each
             job.folder.set_log_aside(number - 1)
         job.stop.raise_if_stopped()
         _write_intent(job, choice, name, number)

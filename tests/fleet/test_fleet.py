@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import BrokenExecutor
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,9 +34,14 @@ def keys(backend: str = "matrixdc", **more: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_machine_that_dies_amid_its_tasks_is_replaced_and_each_result_comes_once(
-    backend: str, work: ModuleType, control: Control, cloud_settings: Settings
+    backend: str,
+    work: ModuleType,
+    control: Control,
+    cloud_settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    control.fault("machine", "dies_mid_run", seconds=5000, count=1)
+    monkeypatch.setattr("gpujobs.host.Timing", lambda: replace(QUICK, lost_s=3.0))
+    control.ask("POST", "faults", {"kind": "dies_mid_run", "seconds": 5000, "count": 1})
     came: list[int] = []
     with Fleet(keys(backend), machines=2) as pool:
         first = [pool.submit(work.wait_for, "go", f"at-{number}") for number in range(2)]
@@ -43,8 +50,10 @@ def test_a_machine_that_dies_amid_its_tasks_is_replaced_and_each_result_comes_on
         for one in rest:
             one.add_done_callback(lambda done: came.append(done.result()))
         control.ask("POST", "clock", {"advance": 5001})
-        eventually(lambda: len(control.machines()) == 3, what="another machine takes its place")
-        eventually(lambda: len(control.alive()) == 2, what="the dead one is gone")
+        eventually(
+            lambda: len({one["name"] for one in control.machines()}) == 3, what="another machine takes its place"
+        )
+        eventually(lambda: len(set(control.alive())) == 2, what="the dead one is gone")
         eventually(lambda: _touch(pool, "go") == 2, what="both machines are there")
         assert [one.result(LIMIT_S) for one in first] == ["go", "go"]
         assert [one.result(LIMIT_S) for one in rest] == [number**2 for number in range(24)]
@@ -54,11 +63,8 @@ def test_a_machine_that_dies_amid_its_tasks_is_replaced_and_each_result_comes_on
         row = ledger.get_run(pool.run_id)
         bills = ledger.bills(pool.run_id)
         states = [one.state for one in ledger.attempts(pool.run_id)]
-    assert (row.state, len(ledger.list_runs()), sorted(states)) == (
-        "succeeded",
-        1,
-        ["failed", "succeeded", "succeeded"],
-    )
+        runs = len(ledger.list_runs())
+    assert (row.state, runs, sorted(states)) == ("succeeded", 1, ["failed", "succeeded", "succeeded"])
     assert row.cost_cny == pytest.approx(sum(one.cost_cny or 0 for one in bills))
     assert len(bills) == 3
 
@@ -127,7 +133,7 @@ def test_budget_and_time_hold_for_the_whole_fleet(
         errors = [one.exception(LIMIT_S) for one in futures]
         assert [type(one) for one in errors] == [OverLimit] * 3
         assert "budget of 5.00 CNY" in str(errors[0])
-        with pytest.raises(BrokenExecutor, match="budget of 5.00 CNY"):
+        with pytest.raises(BrokenExecutor, match=r"budget of 5\.00 CNY"):
             pool.submit(work.square, 1)
     with Fleet(keys(), machines=1, max_duration="1s") as pool:
         assert isinstance(pool.submit(work.wait_for, "never").exception(LIMIT_S), OverLimit)
@@ -201,7 +207,7 @@ def test_the_reaper_lets_a_living_fleet_be_and_ends_that_of_a_dead_process(
         process.kill()
     with Host.open(cloud_settings, dice=random.Random(1), timing=QUICK) as host:
         (row,) = host.ledger.list_runs()
-        host.ledger.update_run(row.id, lease_until=row.created_at)
+        host.ledger.update_run(row.id, lease_until=row.created_at - timedelta(hours=1))
         reap(host, yes=False, reporter=Memory())
         assert host.ledger.get_run(row.id).state in {"failed", "cancelled"}
         assert host.ledger.machines_alive() == []
