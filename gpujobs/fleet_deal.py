@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
 from gpujobs.call_recipe import join_script
-from gpujobs.errors import GpujobsError, RemoteFailure, Unreachable
+from gpujobs.errors import GpujobsError, MachineLost, RemoteFailure, Unreachable
 from gpujobs.fleet_task import Task, death
 from gpujobs.remote.encode import MAX_BYTES
 from gpujobs.shell import Shell
@@ -30,9 +30,9 @@ _MEND_S = 5.0  # after a stream's end, for the work's own end to be seen
 class Link:
     """One machine as tasks see it: its slots, the tasks that are at it, and the stream of the moment."""
 
-    def __init__(self, name: str, slots: int) -> None:
-        """Be not connected yet."""
-        self.name, self.slots = name, slots
+    def __init__(self, name: str, slots: int, *, distrust: Callable[[GpujobsError], object]) -> None:
+        """Be not connected yet; `distrust` is told where the machine sends what is no answer of ours."""
+        self.name, self.slots, self.distrust = name, slots, distrust
         self.tasks: dict[int, Task] = {}
         self.ready = False  # the machine has said which tasks it knows
         self.served = False  # it ever was ready
@@ -205,6 +205,9 @@ class Dealer:
                     raise Unreachable("the stream of tasks ended")
                 link.heard += data
                 self._read(link, ended)
+        except RemoteFailure as error:
+            self._break(link)
+            link.distrust(MachineLost(str(error)))
         except GpujobsError:
             self._break(link)
 

@@ -17,7 +17,7 @@ from gpujobs.errors import (
     MachineLost,
     NoCapacity,
     OverLimit,
-    Unavailable,
+    ProviderError,
 )
 from gpujobs.fleet_deal import Dealer, Link
 from gpujobs.fleet_task import Task
@@ -83,7 +83,7 @@ class FleetMachine:
         machine, choice = self._rent()
         number = int(machine.name.rpartition("-")[2])
         self._job = replace(self._job, log_name=attempt_log(number))
-        link = self.link = Link(machine.name, max(1, choice.offer.gpu_count))
+        link = self.link = Link(machine.name, max(1, choice.offer.gpu_count), distrust=self.stop.stop)
         self._dealer.join(link)
         self.attempt = attempt = Attempt(self._job, machine, beside=partial(self._dealer.attached, link))
         for name, act in (("boot", attempt.boot), ("push", attempt.push), ("run", attempt.run)):
@@ -117,8 +117,8 @@ class FleetMachine:
         error = self.error
         if error is None or (self.stop.stopped and isinstance(self.stop.error, Cancelled)):
             return "done"
-        if self.attempt is None:  # what a provider refuses, it refuses the next one too
-            return "lost" if isinstance(error, NoCapacity | Unavailable) else "broken"
+        if self.attempt is None:
+            return "lost" if isinstance(error, ProviderError) else "broken"
         if isinstance(error, JobFailed) and self.link is not None and self.link.served:
             return "lost"  # its foreman was ended
         if isinstance(error, JobFailed) and (told := self._told_by_the_machine()):

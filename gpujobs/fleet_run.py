@@ -14,7 +14,7 @@ from gpujobs.call_files import write_fleet
 from gpujobs.call_job import CALL_FOLDER, Silent, shared_host
 from gpujobs.call_recipe import for_fleet
 from gpujobs.clock import StopToken
-from gpujobs.errors import Cancelled, GpujobsError, LetGo, MachineLost, OverLimit
+from gpujobs.errors import Cancelled, GpujobsError, LetGo, MachineLost, OverLimit, Unavailable
 from gpujobs.fleet_deal import Dealer
 from gpujobs.fleet_machine import FleetMachine
 from gpujobs.fleet_task import Task
@@ -199,6 +199,8 @@ class FleetRun:
         if self._out_of_stock and self._crew:  # it goes on with fewer
             return
         self._out_of_stock = False
+        if wanted > 0 and most <= 0 and not self._crew:
+            raise MachineLost(f"all of the {self._rented} machines that it may rent are used up (retry.attempts)")
         for _ in range(min(wanted, most)):
             machine = FleetMachine(job, self.dealer, self._news.set)
             self._crew.append(machine)
@@ -216,9 +218,10 @@ class FleetRun:
             self._again(job, machine, error)
             if machine.end == "lost":
                 job.reporter.note(f"a machine of the fleet: {error}")
-                self._out_of_stock |= machine.attempt is None
+                refused = machine.attempt is None and not isinstance(error, Unavailable)
+                self._out_of_stock |= refused
                 spent = self._rented >= self._machines * job.recipe.retry.attempts
-                if not self._crew and (spent or machine.attempt is None):
+                if not self._crew and (spent or refused):
                     raise error
 
     def _again(self, job: Job, machine: FleetMachine, error: GpujobsError) -> None:

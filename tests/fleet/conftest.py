@@ -58,6 +58,10 @@ def wait_for(name, mark=None):
 def touch(name):
     Path(name).touch()
 
+def spoil():
+    path = Path(".gpujobs-call/relay.py")
+    path.write_text("import sys; sys.stdout.write('rubbish' * 9); sys.stdout.flush(); sys.stdin.read()")
+
 class Holder:
     def __init__(self, number):
         self.number = number

@@ -222,7 +222,7 @@ def test_a_thousand_queued_tasks_cost_little_and_no_thread(pool: Fleet, work: Mo
         bytes_now, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert bytes_now < 20_000_000
-        assert threading.active_count() == threads
+        assert threading.active_count() <= threads
         assert sum(one.cancel() for one in queued) == 1000
         touch("queue-go")
     concurrent.futures.wait([*held, *queued], timeout=LIMIT_S)

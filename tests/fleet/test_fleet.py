@@ -97,6 +97,18 @@ def test_a_cut_connection_costs_no_task_and_no_second_start(work: ModuleType, co
     assert control.left() == []
 
 
+def test_a_machine_that_sends_rubbish_is_let_go_and_its_task_goes_elsewhere(work: ModuleType, control: Control) -> None:
+    with Fleet(keys(), machines=1) as pool:
+        pool.submit(work.spoil).result(LIMIT_S)
+        (machine,) = pool._run._crew
+        assert machine.link is not None
+        assert machine.link.shell is not None
+        machine.link.shell.close()
+        assert pool.submit(work.square, 3).result(LIMIT_S) == 9
+    assert len(control.machines()) == 2
+    assert control.left() == []
+
+
 def test_an_exception_out_of_the_with_block_releases_all(
     work: ModuleType, control: Control, cloud_settings: Settings
 ) -> None:
