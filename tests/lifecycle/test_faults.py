@@ -1,11 +1,15 @@
 """A fault at any single API call: the run ends well or with a clear error, and nothing stays rented."""
 
+import time
 from dataclasses import replace
 
 import pytest
 
+from gpujobs import reaper
+from gpujobs.clock import StopToken
 from gpujobs.host import Host
-from tests.cloud import BACKENDS, STARTS, Control, recipe_for
+from gpujobs.teardown import named, release, settle
+from tests.cloud import BACKENDS, STARTS, Control, Memory, recipe_for
 from tests.lifecycle.test_run import run
 
 ENDPOINTS = {
@@ -39,6 +43,7 @@ def test_one_fault_leaves_nothing_rented_and_nothing_run_twice(
     assert outcome.log.read_bytes() == b"once\n"
     begun = [c for m in control.machines() for c in m["commands"] if c["command"].endswith(STARTS)]
     assert len(begun) == 1
+    assert len(control.machines()) == 1  # what an unclear create made is adopted, not made again
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -52,8 +57,53 @@ def test_a_create_that_acts_late_is_found_and_released(backend: str, host: Host,
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_a_create_that_acts_within_the_settling_window_is_adopted(backend: str, host: Host, control: Control) -> None:
+    create = {"autodl": "create_deployment", "matrixdc": "create_instance"}[backend]
+    host.timing = replace(host.timing, settle_s=60)
+    control.fault(f"{backend}.{create}", "late_act", seconds=4)
+    outcome = run(host, recipe_for(backend, run="echo once"))
+    assert (outcome.state, outcome.log.read_bytes()) == ("succeeded", b"once\n")
+    assert ([machine["name"][-2:] for machine in control.machines()], control.left()) == (["-1"], [])
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_of_two_machines_that_one_create_made_one_is_kept_until_it_is_released(
+    name: str, host: Host, control: Control
+) -> None:
+    recipe, backend = recipe_for(name), host.backend(name)
+    offer = backend.offers(recipe)[0]
+    for _ in range(2):
+        backend.create(recipe, offer, name="gj-tester-0123456789-1", image="")
+    kept = settle(host, backend, "gj-tester-0123456789-1", window_s=60, stop=StopToken())
+    assert kept is not None
+    deadline = time.monotonic() + 60
+    while [machine.id for machine in named(backend, kept.name)] != [kept.id]:  # MatrixDC's take their time to go
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    release(host, backend, kept, within_s=60)
+    assert backend.find(kept.name) == []  # a release has ended when the provider's list says so
+    assert control.left() == []
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_release_that_fails_again_and_again_is_made_in_the_end(backend: str, host: Host, control: Control) -> None:
     delete = {"autodl": "delete_deployment", "matrixdc": "delete_instance"}[backend]
     control.fault(f"{backend}.{delete}", "error_500", count=8)
     outcome = run(host, recipe_for(backend))
     assert (outcome.exit_code, outcome.machines_alive, control.left()) == (0, 0, [])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_new_attempt_is_made_while_the_old_machine_is_not_confirmed_gone(
+    backend: str, host: Host, control: Control
+) -> None:
+    host.timing = replace(host.timing, release_s=1.0, boot_s=2.0, lost_s=1.0)
+    control.ask("POST", "faults", {"kind": "dies_in_boot", "machine": "*-1"})
+    delete = {"autodl": "delete_deployment", "matrixdc": "delete_instance"}[backend]
+    control.fault(f"{backend}.{delete}", "error_envelope", count=None)
+    outcome = run(host, recipe_for(backend, run="echo never"))
+    assert (outcome.state, outcome.machines_alive) == ("failed", 1)
+    assert [attempt.number for attempt in host.ledger.attempts(outcome.run_id)] == [1]
+    control.ask("DELETE", "faults")
+    reaper.reap(host, yes=True, reporter=Memory())
+    assert control.left() == []

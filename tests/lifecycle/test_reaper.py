@@ -62,7 +62,9 @@ def test_a_young_unknown_machine_is_left_alone(
     assert len(control.alive()) == 1
 
 
-@pytest.mark.parametrize("name", ["gj-other-aaaa111111-1", "gj-testertoo-aaaa111111-1", "my own box"])
+@pytest.mark.parametrize(
+    "name", ["gj-other-aaaa111111-1", "gj-testertoo-aaaa111111-1", "gj-tester-notebook", "my own box"]
+)
 def test_machines_that_are_not_ours_are_never_touched(
     backend: str, name: str, later: Host, control: Control, cloud_settings: Settings
 ) -> None:

@@ -63,6 +63,33 @@ def test_the_local_log_has_the_hash_that_the_machine_recorded(backend: str, host
     assert hashlib.sha256(outcome.log.read_bytes()).hexdigest() == attempt.log_sha256
 
 
+class Spoiler(Memory):
+    """Writes into the log here, after each piece of output that it hears of, up to `times` times."""
+
+    def __init__(self, host: Host, run_id: str, times: int) -> None:
+        super().__init__()
+        self._log, self._times = host.settings.runs / run_id / "output.log", times
+
+    def output(self, data: bytes) -> None:
+        super().output(data)
+        if self._times > 0:
+            self._times -= 1
+            with self._log.open("ab") as log:
+                log.write(b"spoilt")
+
+
+@pytest.mark.parametrize(("times", "state"), [(1, "succeeded"), (1000, "failed")])
+def test_a_log_here_that_is_not_the_machines_is_fetched_again_and_never_believed(
+    backend: str, times: int, state: str, host: Host
+) -> None:
+    run_id = new_run_id()
+    open_run(host, recipe_for(backend, run="echo once"), run_id=run_id)
+    outcome = execute(host, run_id, stop=StopToken(), reporter=Spoiler(host, run_id, times))
+    assert outcome.state == state
+    assert ("does not have the hash" in outcome.error) == (state == "failed")
+    assert (outcome.log.read_bytes() == b"once\n") == (state == "succeeded")
+
+
 @pytest.mark.parametrize(
     ("script", "said"),
     [
