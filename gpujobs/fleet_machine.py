@@ -1,6 +1,7 @@
 """One machine of a fleet: a thread that rents it, has it take tasks, and releases it; an attempt of the fleet's run."""
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -33,11 +34,38 @@ _BROKEN = (BadInput, JobFailed, OverLimit, Cancelled, LetGo)
 _TAIL_BYTES = 4000
 
 
+class Places:
+    """What a fleet has asked for and not got yet: its machines come one beside the other, and see the same stock."""
+
+    def __init__(self) -> None:
+        """Have asked for nothing."""
+        self._lock = threading.Lock()
+        self._asked: Counter[tuple[str, str, str, str]] = Counter()
+
+    def ask(self, choices: Sequence[Choice]) -> Choice:
+        """Give the first that is still to be had, or else the first, and count it."""
+        with self._lock:
+            choice = min(choices, key=lambda one: one.offer.free <= self._asked[_shape(one)])
+            self._asked[_shape(choice)] += 1
+        return choice
+
+    def came(self, choice: Choice) -> None:
+        """Count one fewer: the provider has given it, or has not."""
+        with self._lock:
+            self._asked[_shape(choice)] -= 1
+
+
+def _shape(choice: Choice) -> tuple[str, str, str, str]:
+    return choice.offer.backend, choice.offer.region, choice.offer.gpu, choice.offer.sku
+
+
 class FleetMachine:
     """Goes through its life on a thread of its own; `over` is called at the end."""
 
-    def __init__(self, job: Job, dealer: Dealer, over: Callable[[], None]) -> None:
+    def __init__(self, job: Job, dealer: Dealer, places: "Places", over: Callable[[], None]) -> None:
         """Start nothing yet; `job` is the fleet's, of which this takes what is its own."""
+        self._places = places
+        self._choice: Choice | None = None
         self.stop = StopToken()
         self._job = replace(job, stop=self.stop)
         self._dealer, self._over = dealer, over
@@ -86,10 +114,18 @@ class FleetMachine:
         link = self.link = Link(machine.name, max(1, choice.offer.gpu_count), distrust=self.stop.stop)
         self._dealer.join(link)
         self.attempt = attempt = Attempt(self._job, machine, beside=partial(self._dealer.attached, link))
-        for name, act in (("boot", attempt.boot), ("push", attempt.push), ("run", attempt.run)):
+        for name, act in (("boot", self._boot), ("push", attempt.push), ("run", attempt.run)):
             self._job.host.ledger.update_attempt(attempt.name, phase=name)
             self._job.reporter.phase(name, attempt.name)
             act()
+
+    def _boot(self) -> None:
+        try:
+            if self.attempt is not None:
+                self.attempt.boot()
+        finally:
+            if self._choice is not None:
+                self._places.came(self._choice)
 
     def _rent(self) -> tuple[Machine, Choice]:
         """Rent what is cheapest; where nothing is free, wait for as long as the recipe allows."""
@@ -106,11 +142,20 @@ class FleetMachine:
             job.stop.sleep(job.host.clock, job.host.timing.stock_s * job.host.dice.uniform(0.8, 1.2))
 
     def _rent_of(self, choices: Sequence[Choice]) -> tuple[Machine, Choice]:
-        for choice in choices:
+        left = list(choices)
+        while left:
+            choice = self._places.ask(left)
+            left.remove(choice)
             try:
-                return rent_first(self._job, [choice]), choice
+                machine = rent_first(self._job, [choice])
             except NoCapacity:
+                self._places.came(choice)
                 continue
+            except BaseException:
+                self._places.came(choice)
+                raise
+            self._choice = choice
+            return machine, choice
         raise NoCapacity(f"nothing that fits is free now for a machine of run {self._job.run.id}")
 
     def _judge(self) -> End:

@@ -16,7 +16,7 @@ from gpujobs.call_recipe import for_fleet
 from gpujobs.clock import StopToken
 from gpujobs.errors import Cancelled, GpujobsError, LetGo, MachineLost, OverLimit, Unavailable
 from gpujobs.fleet_deal import Dealer
-from gpujobs.fleet_machine import FleetMachine
+from gpujobs.fleet_machine import FleetMachine, Places
 from gpujobs.fleet_task import Task
 from gpujobs.host import Host, describe_bug
 from gpujobs.models import Reporter
@@ -59,6 +59,7 @@ class FleetRun:
         self._news = threading.Event()
         self._lock = threading.Lock()
         self._crew: list[FleetMachine] = []
+        self._places = Places()
         self._rented = 0
         self._closing = self._ending = False
         self._slots = 1
@@ -202,7 +203,7 @@ class FleetRun:
         if wanted > 0 and most <= 0 and not self._crew:
             raise MachineLost(f"all of the {self._rented} machines that it may rent are used up (retry.attempts)")
         for _ in range(min(wanted, most)):
-            machine = FleetMachine(job, self.dealer, self._news.set)
+            machine = FleetMachine(job, self.dealer, self._places, self._news.set)
             self._crew.append(machine)
             self._rented += 1
             machine.start()
