@@ -63,7 +63,7 @@ class FleetRun:
         self._rented = 0
         self._closing = self._ending = False
         self._slots = 1
-        self._out_of_stock = False
+        self._look_again_s = 0.0  # by the host's monotonic clock: no more machines were to be had
         self.stop = StopToken()
         self.over = threading.Event()
         self.dealer = Dealer(self._news.set)
@@ -197,9 +197,8 @@ class FleetRun:
         """Rent as many machines as there are tasks for."""
         most = self._machines * job.recipe.retry.attempts - self._rented
         wanted = min(self._machines, -(-tasks // self._slots)) - len(self._crew)
-        if self._out_of_stock and self._crew:  # it goes on with fewer
+        if self._crew and job.host.clock.monotonic() < self._look_again_s:
             return
-        self._out_of_stock = False
         if wanted > 0 and most <= 0 and not self._crew:
             raise MachineLost(f"all of the {self._rented} machines that it may rent are used up (retry.attempts)")
         for _ in range(min(wanted, most)):
@@ -220,7 +219,9 @@ class FleetRun:
             if machine.end == "lost":
                 job.reporter.note(f"a machine of the fleet: {error}")
                 refused = machine.attempt is None and not isinstance(error, Unavailable)
-                self._out_of_stock |= refused
+                if refused and self._crew:  # it goes on with fewer, and asks again later
+                    self._rented -= 1
+                    self._look_again_s = job.host.clock.monotonic() + job.host.timing.stock_s
                 spent = self._rented >= self._machines * job.recipe.retry.attempts
                 if not self._crew and (spent or refused):
                     raise error
