@@ -22,7 +22,7 @@ from gpujobs.reaper import reap, survey
 from gpujobs.settings import Settings
 from tests.call.project import load, run, write
 from tests.clocks import eventually
-from tests.cloud import BACKENDS, GPUS, Control, Memory, recipe_for
+from tests.cloud import GPUS, Control, Memory, recipe_for
 from tests.conftest import QUICK
 
 LIMIT_S = 60
@@ -33,7 +33,7 @@ def keys(backend: str = "matrixdc", **more: Any) -> dict[str, Any]:
     return {"accelerators": GPUS[backend], "infra": backend, **more}
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["matrixdc"])
 def test_a_machine_that_dies_amid_its_tasks_is_replaced_and_each_result_comes_once(
     backend: str,
     work: ModuleType,
