@@ -4,9 +4,10 @@ TYPE_CHECKING = False  # type checkers know the name and take it for true; the m
 if TYPE_CHECKING:
     from gpujobs.call_job import Job
     from gpujobs.decorators import gpu_job
+    from gpujobs.fleet import Fleet
 
-__all__ = ["Job", "gpu_job"]
-_WHERE = {"Job": "gpujobs.call_job", "gpu_job": "gpujobs.decorators"}
+__all__ = ["Fleet", "Job", "gpu_job"]
+_WHERE = {"Fleet": "gpujobs.fleet", "Job": "gpujobs.call_job", "gpu_job": "gpujobs.decorators"}
 
 
 def __getattr__(name: str) -> object:

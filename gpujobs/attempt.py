@@ -18,6 +18,7 @@ from gpujobs.errors import (
     Missing,
     NoCapacity,
     OverLimit,
+    ProviderError,
     RemoteFailure,
     TransferFailed,
     Unreachable,
@@ -40,11 +41,22 @@ WORKING = "working"  # an attempt's state in the ledger once its command may hav
 _FOUND = frozenset({MachineStatus.BOOTING, MachineStatus.RUNNING})
 
 
+Beside = Callable[[Shell, str], AbstractContextManager[object]]
+
+
+def _nothing(_shell: Shell, _work: str) -> AbstractContextManager[object]:
+    return nullcontext()
+
+
 class Attempt:
     """One try of a job on one machine. Each phase is a method: in order, and any of them again after a crash."""
 
-    def __init__(self, job: Job, machine: Machine) -> None:
-        """Take a machine that the provider has given."""
+    def __init__(self, job: Job, machine: Machine, *, beside: Beside | None = None) -> None:
+        """Take a machine that the provider has given.
+
+        `beside` is what goes on while the work runs: a context for each connection, with the folder of the work.
+        """
+        self._beside = beside or _nothing
         self.job, self.name, self.backend = job, machine.name, job.host.backend(machine.backend)
         self.exit: ExitRecord | None = None
         self.work_began = False
@@ -149,10 +161,8 @@ class Attempt:
         price = price_bound(job.recipe, record.price_cny_per_h if record else None)
         if record is None or price is None:
             return None
-        spent = sum(bill.cost_cny or 0.0 for bill in ledger.bills(job.run.id))
-        since = record.running_at or record.created_at or record.intent_at
-        used_s = (job.host.clock.now() - since).total_seconds()
-        allowed_s = int((job.recipe.budget - spent) / price * 3600 - used_s)
+        left = job.recipe.budget - teardown.spent_cny(job.host, job.recipe, job.run.id)
+        allowed_s = int(left / (price * job.machines) * 3600)
         return min(job.recipe.max_duration, allowed_s)
 
     # run
@@ -170,7 +180,7 @@ class Attempt:
         over = OverLimit(f"the work was still running after {limit_s:.0f} s, past {limit}; it was stopped")
         with self._line.bounded(limit_s, lambda: self._line.stop.stop(over)), self._log_in_store():
             self._line.insist(self._start)
-            self._line.insist(self._follow)
+            self._line.insist(self._attend)
         self._check_log()
         self._judge()
 
@@ -185,6 +195,10 @@ class Attempt:
         if runner.status().phase in _NOT_BEGUN:
             self.job.host.ledger.check_hold()
             runner.start()
+
+    def _attend(self, shell: Shell) -> None:
+        with self._beside(shell, self._runner(shell).work):
+            self._follow(shell)
 
     def _follow(self, shell: Shell) -> None:
         folder = self.job.folder
@@ -353,6 +367,13 @@ class Attempt:
         while (left_s := until - clock.monotonic()) > 0:
             self._line.insist(lambda shell: self._runner(shell).heartbeat())
             self._line.stop.sleep(clock, min(left_s, _HEARTBEAT_S))
+
+    def avoid(self, *, why: str) -> None:
+        """Keep the next machines off this one's host, where the provider can."""
+        try:
+            self.backend.avoid(self._line.machine, why=why)
+        except ProviderError as error:
+            self.job.reporter.note(f"{self.name}: its host could not be avoided: {error}")
 
     def release(self) -> None:
         """End the rent, and wait for the provider's own list to say so; raises MachineLost where it does not."""

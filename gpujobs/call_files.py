@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from gpujobs.call_source import Source, main_module
 from gpujobs.errors import BadInput
-from gpujobs.remote import call_files
+from gpujobs.remote import call_files, fleet_files
 from gpujobs.settings import private_folder, private_opener
 
 IN_WORKDIR = "./.gpujobs-call"  # the call's folder on the machine
@@ -33,49 +33,70 @@ class Call:
 
 def write_call(folder: Path, call: Call, source: Source, *, trust_remote: bool) -> None:
     """Write a call's folder; raises BadInput that names the argument, or what a closure holds, that cannot go."""
-    for path in ("", "lib", "lib/gpujobs", "out"):
-        private_folder(folder / path)
-    for name, text in call_files().items():
-        _write(folder / name, text)
-    in_main, by_value = source.module == "__main__", source.by_value
+    _write_code(folder, call_files())
+    with (
+        open(folder / "arguments", "wb", opener=private_opener) as arguments,
+        open(folder / "arrays", "wb", opener=private_opener) as arrays,
+    ):
+        spec = pack(call, source, arguments, arrays)
+    if spec["minor"]:
+        _copy_cloudpickle(folder / "lib")
+    _write(folder / "call.json", json.dumps({**spec, "trust_remote": trust_remote}))
+
+
+def write_fleet(folder: Path) -> None:
+    """Write what makes any calls that come on a fleet's machine."""
+    _write_code(folder, {**call_files(), **fleet_files()})
+    _copy_cloudpickle(folder / "lib")
+
+
+def pack(call: Call, source: Source, arguments: BinaryIO, arrays: BinaryIO) -> dict[str, Any]:
+    """Write the arguments, and the function where it goes with them; give what call.py wants to know besides.
+
+    Raises BadInput as `write_call` does.
+    """
+    in_main, by_value = source.named and source.module == "__main__", source.by_value
     if not by_value:
-        in_main |= _pickled(folder, call, source, _plain_pickler)
+        try:
+            in_main |= _pickled(call, source, arguments, arrays, _plain_pickler)
+        except BadInput:
+            if source.named:
+                raise
+            by_value = True  # what has no name is part of it, as a lambda in a functools.partial
     main = main_module(source.workdir) if in_main and not by_value else None
     if by_value or (in_main and main is None):
         by_value = True
-        _pickled(folder, call, source, _value_pickler)
-        _copy_cloudpickle(folder / "lib")
-    spec = {
+        _pickled(call, source, arguments, arrays, _value_pickler)
+    return {
         "module": source.module,
         "function": source.name,
-        "from_source": not source.by_value,
+        "from_source": source.named and not source.by_value,
         "roots": list(source.roots),
         "main": main,
         "minor": list(sys.version_info[:2]) if by_value else None,
-        "trust_remote": trust_remote,
     }
-    _write(folder / "call.json", json.dumps(spec))
 
 
-def _pickled(folder: Path, call: Call, source: Source, pickler: _Pickle) -> bool:
+def _pickled(call: Call, source: Source, file: BinaryIO, arrays: BinaryIO, pickler: _Pickle) -> bool:
     """Write the arguments, streamed; say whether something of the main module is among them."""
-    with (
-        open(folder / "arguments", "wb", opener=private_opener) as file,
-        open(folder / "arrays", "wb", opener=private_opener) as arrays,
-    ):
-        made = pickler(file, arrays)
-        try:
-            made.dump((call.function if source.by_value else None, tuple(call.args), dict(call.kwargs)))
-        except (pickle.PicklingError, TypeError, AttributeError, ValueError, RecursionError) as error:
-            raise BadInput(
-                _what_cannot_go(call, source, pickler) or f"the arguments cannot be sent: {error}"
-            ) from error
+    for one in (file, arrays):
+        one.seek(0)
+        one.truncate()
+    made = pickler(file, arrays)
+    along = source.by_value or not source.named
+    try:
+        made.dump((call.function if along else None, tuple(call.args), dict(call.kwargs)))
+    except Exception as error:  # a class may raise what it likes while it is pickled
+        raise BadInput(_what_cannot_go(call, source, pickler) or f"the arguments cannot be sent: {error}") from error
     return bool(getattr(made, "of_main", False))
 
 
 def _what_cannot_go(call: Call, source: Source, pickler: _Pickle) -> str | None:
     """Name the argument, or the variable of the closure, that cannot be pickled."""
-    bound = inspect.signature(call.function).bind(*call.args, **call.kwargs).arguments
+    try:
+        bound = inspect.signature(call.function).bind(*call.args, **call.kwargs).arguments
+    except (TypeError, ValueError):  # some that are written in C have no signature
+        bound = {f"{index + 1}": value for index, value in enumerate(call.args)} | dict(call.kwargs)
     for name, value in bound.items():
         if why := _refusal(value, pickler):
             return f"the argument {name} cannot be sent to a machine: {why}; send what it is made from instead"
@@ -88,9 +109,16 @@ def _what_cannot_go(call: Call, source: Source, pickler: _Pickle) -> str | None:
 def _refusal(value: Any, pickler: _Pickle) -> str:
     try:
         pickler(io.BytesIO(), io.BytesIO()).dump(value)
-    except (pickle.PicklingError, TypeError, AttributeError, ValueError, RecursionError) as error:
+    except Exception as error:  # noqa: BLE001 - as above
         return str(error) or type(error).__name__
     return ""
+
+
+def _write_code(folder: Path, texts: Mapping[str, str]) -> None:
+    for path in ("", "lib", "lib/gpujobs", "out"):
+        private_folder(folder / path)
+    for name, text in texts.items():
+        _write(folder / name, text)
 
 
 def _closed_over(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:

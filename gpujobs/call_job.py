@@ -30,20 +30,20 @@ _LOOK_EVERY_S = 0.5
 _R = TypeVar("_R")
 
 
-class _Silent:
+class Silent:
     """A reporter whom nobody hears: all that it would tell is in the run's folder."""
 
     def phase(self, name: str, detail: str) -> None:
-        pass
+        """Say nothing."""
 
     def progress(self, what: str, done: int, total: int | None) -> None:
-        pass
+        """Say nothing."""
 
     def note(self, text: str) -> None:
-        pass
+        """Say nothing."""
 
     def output(self, data: bytes) -> None:
-        pass
+        """Say nothing."""
 
 
 class Job(Future[_R]):
@@ -81,7 +81,7 @@ class Job(Future[_R]):
         if known := next((job for job in list(_jobs) if job.run_id == run.id), None):
             return known  # type: ignore[return-value] # two drivers in one process would share one lease
         wanted = getattr(function, "wanted", None) or Wanted(hint=Any, trust_remote=False)
-        job = cls(run.id, found, wanted, _Silent())
+        job = cls(run.id, found, wanted, Silent())
         job.start()
         return job
 
@@ -143,7 +143,7 @@ class Job(Future[_R]):
             _jobs.discard(self)
 
     def _outcome(self) -> _R:
-        with _shared_host(self._settings) as host:
+        with shared_host(self._settings) as host:
             run = self._ended(host)
             if run is None:
                 run = self._run_to_end(host)
@@ -199,13 +199,13 @@ def submit(recipe_in: Callable[[Path], Recipe], *, wanted: Wanted, reporter: Rep
     folder = found.runs / run_id / CALL_FOLDER
     try:
         recipe = recipe_in(folder)
-        with _shared_host(found) as host:
+        with shared_host(found) as host:
             check_local(host, recipe)
             lifecycle.open_run(host, recipe, run_id=run_id)
     except BaseException:
         shutil.rmtree(folder.parent, ignore_errors=True)
         raise
-    job: Job[Any] = Job(run_id, found, wanted, reporter or _Silent())
+    job: Job[Any] = Job(run_id, found, wanted, reporter or Silent())
     job.start()
     return job
 
@@ -224,7 +224,8 @@ _jobs: set[Job[Any]] = set()
 
 
 @contextmanager
-def _shared_host(found: Settings) -> Iterator[Host]:
+def shared_host(found: Settings) -> Iterator[Host]:
+    """Lend the one host of this process for the ledger of `found`; it is closed when nobody has it any more."""
     host = _borrow(found)
     try:
         yield host

@@ -76,15 +76,30 @@ def result_of(folder: Path, ending: Ending, wanted: Wanted) -> Any:
 def _value(path: Path, wanted: Wanted) -> Any:
     try:
         with path.open("rb") as file:
-            kind = _kind(file)
-            if kind == b"pickle" and wanted.trust_remote:
-                return pickle.load(file)  # noqa: S301 - what trust_remote=True asks for
-            if kind != b"value":
-                raise BadResult(f"what came for a result is no value, but {kind[:20]!r}")
-            decoded = decode(file)
+            return _value_in(file, _kind(file), wanted)
     except OSError as error:
         raise BadResult(f"the machine left no result that can be read ({error.strerror})") from error
+
+
+def _value_in(file: BinaryIO, kind: bytes, wanted: Wanted) -> Any:
+    if kind == b"pickle" and wanted.trust_remote:
+        return pickle.load(file)  # noqa: S301 - what trust_remote=True asks for
+    if kind != b"value":
+        raise BadResult(f"what came for a result is no value, but {kind[:20]!r}")
+    decoded = decode(file)
     return fit(decoded.value, wanted.hint) if decoded.has_fields else decoded.value
+
+
+def result_in(file: BinaryIO, wanted: Wanted) -> Any:
+    """Give what a task returned, from the one file that a slot left, read from its beginning; raises as `result_of`."""
+    file.seek(0)
+    kind = _kind(file)
+    if kind == b"error":
+        raise rebuild(decode(file).value)
+    if kind in {b"refused", b"no-result"}:
+        told = clean(str(file.read(_TOLD_BYTES), "utf-8", "replace")).strip()
+        raise BadResult(told) if kind == b"no-result" else BadInput(told)
+    return _value_in(file, kind, wanted)
 
 
 def _kind(file: BinaryIO) -> bytes:

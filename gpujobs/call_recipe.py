@@ -1,5 +1,6 @@
 """From the keywords of a decorator to the Recipe of one call; what is wrong is said before anything is rented."""
 
+import posixpath
 import re
 import shlex
 from collections.abc import Mapping
@@ -11,7 +12,8 @@ from pydantic_core import ErrorDetails
 
 from gpujobs.call_files import IN_WORKDIR
 from gpujobs.errors import BadInput
-from gpujobs.recipe import Recipe, Resources
+from gpujobs.recipe import FLEET, Recipe, Resources
+from gpujobs.shell import quote_path
 
 OURS = ("python", "trust_remote", "workdir")  # of the keywords, those that are no key of a recipe's
 NOT_OURS = {  # keys of a recipe's that a call has no use for, and why
@@ -43,6 +45,25 @@ gj_code=0
 if [ "$gj_code" -gt 128 ]; then echo "$gj_code ${{gj_before:-0}} $(gj_ooms)" >{folder}/out/killed; fi
 exit "$gj_code"
 """
+
+
+_FLEET_RUN = """\
+{find_it}[ -n "$gj_python" ] || gj_refuse {absent}
+"$gj_python" -c 'import sys; sys.exit(sys.version_info < (3, 6))' ||
+  gj_refuse "the machine's Python is $("$gj_python" -V 2>&1), and a call needs 3.6 or later; name another with python="
+exec "$gj_python" {folder}/foreman.py
+"""
+_JOIN = """\
+exec 2>/dev/null
+cd {folder} || exit 70
+until [ -s python ]; do
+  [ ! -f ../../exit.json ] || exit 3
+  sleep 0.1 2>/dev/null || sleep 1
+done
+read -r gj_python <python
+exec "$gj_python" relay.py
+"""
+_NOT_OF_A_FLEET = ("outputs", "snapshot", "on_failure")
 
 
 class Keys(TypedDict, total=False):
@@ -117,6 +138,25 @@ def for_call(common: Recipe, *, workdir: str, files: Path, python: str) -> Recip
     )
 
 
+def for_fleet(common: Recipe, *, workdir: str, files: Path, python: str) -> Recipe:
+    """Give the recipe of a fleet's run, each of whose machines takes tasks; raises BadInput for a key of no use."""
+    for key in _NOT_OF_A_FLEET:
+        if getattr(common, key) != Recipe.model_fields[key].get_default(call_default_factory=True):
+            raise BadInput(f"{key} is of no use in a fleet, whose machines run many tasks; leave it out")
+    return common.model_copy(
+        update={
+            "workdir": workdir,
+            "file_mounts": {**common.file_mounts, IN_WORKDIR: str(files)},
+            "run": f"{FLEET}\n{_filled(_FLEET_RUN, python)}",
+        }
+    )
+
+
+def join_script(work: str) -> str:
+    """Write what joins a channel to the foreman of the machine whose work's folder is `work`; waits for its start."""
+    return _JOIN.format(folder=quote_path(posixpath.join(work, IN_WORKDIR)))
+
+
 def run_name(name: str) -> str:
     """Make a run's name of a function's."""
     return re.sub(r"[^a-z0-9_.-]+", "-", name.rpartition(".")[2].lower()).lstrip("-_.")[:40] or "call"
@@ -129,10 +169,14 @@ def check_script(python: str) -> str:
 
 def run_script(python: str, *, cgroup: str = "/sys/fs/cgroup") -> str:
     """Write what makes the call; `cgroup` is where Linux counts the processes that it ended for their memory."""
+    return _filled(_RUN, python, cgroup=cgroup)
+
+
+def _filled(script: str, python: str, **more: str) -> str:
     absent = shlex.quote(
         f"there is no {python or 'Python'} on the machine; name one with python=, or an image= that has it"
     )
-    return _RUN.format(find_it=_find(python), folder=IN_WORKDIR, absent=absent, cgroup=cgroup)
+    return script.format(find_it=_find(python), folder=IN_WORKDIR, absent=absent, **more)
 
 
 def _find(python: str) -> str:

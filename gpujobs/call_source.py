@@ -7,6 +7,7 @@ import sysconfig
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ class Source:
     workdir: str  # the folder that goes up; "": none
     roots: Sequence[str]  # folders in it from which modules are imported, relative to it
     by_value: bool  # the function goes as bytecode, with what it closes over
+    named: bool = True  # the machine finds it by its name; else it goes with the arguments
 
 
 def find_source(function: Callable[..., Any], *, workdir: str | None) -> Source:
@@ -45,6 +47,36 @@ def find_source(function: Callable[..., Any], *, workdir: str | None) -> Source:
         workdir=str(folder) if folder else "",
         roots=roots,
         by_value=by_value,
+    )
+
+
+def find_any(called: Callable[..., Any], *, workdir: str | None) -> Source:
+    """Find how whatever can be called travels: as `find_source` says for a function of the user's.
+
+    A bound method, a functools.partial, or what is of Python itself or of an installed package goes with the arguments.
+    """
+    base = called
+    while isinstance(base, partial):
+        base = base.func
+    base = getattr(base, "__func__", base)
+    module = str(getattr(base, "__module__", None) or type(base).__module__)
+    file = getattr(sys.modules.get(module), "__file__", None)
+    installed = module.partition(".")[0] in sys.stdlib_module_names - {"__main__"} or (
+        file is not None and bool(_INSTALLED & set(Path(file).parts))
+    )
+    if inspect.isfunction(called) and not installed:
+        return find_source(called, workdir=workdir)
+    path = None if installed or file is None else Path(file).resolve()
+    folder = _named(workdir, path) if workdir else None
+    if workdir is None and path is not None:
+        folder = _project(path.parent, wanted=True)
+    return Source(
+        name=getattr(base, "__qualname__", type(base).__qualname__),
+        module=module,
+        workdir=str(folder) if folder else "",
+        roots=_roots(folder, path, module) if folder else [],
+        by_value=inspect.isfunction(base) and not installed and not is_importable(base),
+        named=False,
     )
 
 

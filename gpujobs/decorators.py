@@ -3,7 +3,8 @@
 import asyncio
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar, Unpack
@@ -12,9 +13,11 @@ from gpujobs.call_files import Call, write_call
 from gpujobs.call_fit import return_hint
 from gpujobs.call_job import Job, submit
 from gpujobs.call_outcome import Wanted
-from gpujobs.call_recipe import Keys, for_call, template
+from gpujobs.call_recipe import OURS, Keys, for_call, template
 from gpujobs.call_source import find_source, is_importable, source_folder
 from gpujobs.errors import BadInput
+from gpujobs.fleet import Fleet
+from gpujobs.fleet_results import Results
 from gpujobs.models import Reporter
 from gpujobs.progress import TerminalReporter
 from gpujobs.recipe import Recipe
@@ -88,6 +91,32 @@ class GpuFunction(Generic[_P, _R]):
         begin = functools.partial(self._submitted, TerminalReporter(), *args, **kwargs)
         job = await asyncio.get_running_loop().run_in_executor(None, begin)
         return await asyncio.wrap_future(job)
+
+    def map(self, *iterables: Iterable[Any], machines: int = 1, return_exceptions: bool = False) -> Results[_R]:
+        """Call it with each of the arguments on a fleet of `machines`; results come in order, as from the builtin map.
+
+        The calls begin at once. With `return_exceptions`, what a call raised is given in its result's place.
+        Raises BadInput as `Fleet` does, and TypeError where a call cannot take its arguments.
+        """
+        return self.starmap(zip(*iterables, strict=False), machines=machines, return_exceptions=return_exceptions)
+
+    def starmap(
+        self, calls: Iterable[Iterable[Any]], *, machines: int = 1, return_exceptions: bool = False
+    ) -> Results[_R]:
+        """Be as `map` with the arguments of each call already together, as in `itertools.starmap`."""
+        packed, signature = [tuple(one) for one in calls], inspect.signature(self.__wrapped__)
+        for one in packed:
+            signature.bind(*one)
+        ours: dict[str, Any] = {key: value for key, value in self._keys.items() if key in OURS}
+        fleet = Fleet(self._common, machines=machines, **ours)
+        submit_one: Callable[..., Future[_R]] = functools.partial(fleet.submit, self)
+        try:
+            futures = [submit_one(*one) for one in packed]
+        except BaseException:
+            fleet.cancel()
+            raise
+        fleet.shutdown(wait=False)
+        return Results(fleet, futures, return_exceptions=return_exceptions)
 
     @cached_property
     def wanted(self) -> Wanted:

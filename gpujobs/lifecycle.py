@@ -8,13 +8,13 @@ the ledger, the provider and the machine say: resume, retry, and recovery after 
 import uuid
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
-from gpujobs import errors, notify
+from gpujobs import ending, errors
 from gpujobs.attempt import WORKING, Attempt
 from gpujobs.clock import StopToken
+from gpujobs.ending import Outcome
 from gpujobs.errors import (
     BootTimeout,
     Busy,
@@ -34,11 +34,11 @@ from gpujobs.ledger_rows import Run
 from gpujobs.models import Reporter
 from gpujobs.news import NewsWriter
 from gpujobs.plan import Choice, check_local, make_plan
-from gpujobs.recipe import Recipe
+from gpujobs.recipe import FLEET, Recipe
 from gpujobs.renting import Job, await_slot, rent_first, resume
-from gpujobs.run_folder import RunFolder
-from gpujobs.teardown import named, release
+from gpujobs.run_folder import RunFolder, attempt_log
 
+__all__ = ["Outcome", "Step", "Steps", "execute", "new_run_id", "open_run", "steps"]
 _RETRY_NAMES: Mapping[type[GpujobsError], str] = {  # the first that fits counts
     NoCapacity: "no-capacity",
     BootTimeout: "boot-timeout",
@@ -53,20 +53,6 @@ class Step:
     name: str
     attempt: int
     call: Callable[[], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How a run ended here: `state` is succeeded, failed or cancelled, or running when this process let go of it."""
-
-    run_id: str
-    state: str
-    exit_code: int
-    error: str
-    log: Path
-    outputs: Mapping[str, Path]
-    cost_cny: float | None
-    machines_alive: int
 
 
 Steps = Generator[Step, None, Outcome]
@@ -150,20 +136,17 @@ class _Life:
             self._ledger.update_run(
                 job.run.id, state="running", started_at=job.run.started_at or self._clock.now(), ended_at=None, error=""
             )
-            failed: GpujobsError | None = None
-            if unfinished:
-                failed = yield from self._attempt_steps(unfinished[-1])
-            if not unfinished or (failed and self._goes_again(failed)) or self._was_never_made(unfinished, failed):
-                failed = yield from self._attempts_until_one_counts()
+            go_on = self._end_fleet if job.recipe.run.startswith(FLEET) else self._attempts
+            failed = yield from go_on(unfinished)
             if any(record.id is None for record in self._ledger.machines(job.run.id)):
-                yield from self._try("release", self._sweep)
+                yield from self._try("release", partial(ending.sweep, job))
             if job.host.settings.store and self._attempt is not None:
-                yield from self._try("store", self._store)
-            outcome = self._finish(failed)
+                yield from self._try("store", partial(ending.keep_in_store, job))
+            outcome = ending.finish(job, failed)
         except LetGo as error:
-            return self._outcome("running", error.exit_code, str(error))
+            return ending.outcome_now(job, "running", error.exit_code, str(error))
         if job.recipe.notify:
-            yield Step(name="notify", attempt=0, call=partial(self._notify, outcome))
+            yield Step(name="notify", attempt=0, call=partial(ending.tell, job, outcome))
         return outcome
 
     def _check_reach(self, unfinished: list[AttemptRow]) -> None:
@@ -176,6 +159,24 @@ class _Life:
 
     def _was_never_made(self, unfinished: list[AttemptRow], failed: GpujobsError | None) -> bool:
         return bool(unfinished) and failed is None and self._attempt is None
+
+    def _attempts(self, unfinished: list[AttemptRow]) -> Generator[Step, None, GpujobsError | None]:
+        failed: GpujobsError | None = None
+        if unfinished:
+            failed = yield from self._attempt_steps(unfinished[-1])
+        if not unfinished or (failed and self._goes_again(failed)) or self._was_never_made(unfinished, failed):
+            failed = yield from self._attempts_until_one_counts()
+        return failed
+
+    def _end_fleet(self, unfinished: list[AttemptRow]) -> Generator[Step, None, GpujobsError | None]:
+        """Release what a fleet had rented: its tasks were in the memory of the process that drove it."""
+        failed = self._job.stop.error or MachineLost("the process that had the fleet is dead, and so are its tasks")
+        for row in unfinished:
+            self._attempt, self._job = None, replace(self._job, log_name=attempt_log(row.number))
+            yield self._step("provision", partial(self._resume, row), number=row.number)
+            if self._attempt is not None:
+                yield from self._end_steps(self._attempt, failed)
+        return failed
 
     def _attempts_until_one_counts(self) -> Generator[Step, None, GpujobsError | None]:
         while True:
@@ -327,71 +328,6 @@ class _Life:
         if not self._released:
             self._job.reporter.note("no new attempt: the old machine is not confirmed gone")
         return self._released
-
-    def _sweep(self) -> None:
-        """Release what an unclear create made after we had stopped looking for it."""
-        for record in self._ledger.machines(self._job.run.id):
-            if record.id is None:
-                backend = self._job.host.backend(record.backend)
-                for late in named(backend, record.name):
-                    self._job.reporter.note(f"{record.name} was made after all; releasing it")
-                    self._ledger.record_created(record.name, late.id, region=late.region, created_at=late.created_at)
-                    release(self._job.host, backend, late, within_s=self._job.host.timing.release_s)
-
-    def _store(self) -> None:
-        """Put logs and outputs where every host finds them, unless they are on the disk of a host that died."""
-        job, store = self._job, self._job.host.store
-        last = self._ledger.attempts(job.run.id)[-1]
-        if last.log_sha256 and last.log_sha256 != job.folder.log_sha256():
-            job.reporter.note("logs and outputs are on the host that pulled them, and not in the store")
-        elif store is not None:
-            store.put_run(job.run.id, job.folder.path)
-
-    def _finish(self, failed: GpujobsError | None) -> Outcome:
-        cancelled = self._job.stop.error
-        if failed is None and isinstance(cancelled, Cancelled):
-            failed = Cancelled(f"{cancelled}, when its work had succeeded and its outputs were here")
-        state = "succeeded" if failed is None else "cancelled" if isinstance(failed, Cancelled) else "failed"
-        outcome = self._outcome(state, failed.exit_code if failed else 0, str(failed or ""))
-        if not outcome.machines_alive:
-            self._job.host.slots.give_back(self._job.run.id)
-        self._ledger.update_run(
-            self._job.run.id,
-            state=state,
-            phase="",
-            detail="",
-            ended_at=self._clock.now(),
-            exit_code=outcome.exit_code,
-            error=outcome.error,
-            cost_cny=outcome.cost_cny,
-        )
-        return outcome
-
-    def _notify(self, outcome: Outcome) -> None:
-        """Tell those whom the recipe names; whatever comes of it, the run has ended as it has."""
-        job, names = self._job, self._job.recipe.notify
-        job.reporter.phase("notify", ", ".join(names))
-        try:
-            run, alive = self._ledger.get_run(job.run.id), outcome.machines_alive
-            told = notify.end_message(run, outputs=outcome.outputs, log=outcome.log, machines_alive=alive)
-            troubles = notify.send(job.host.settings, names, told)
-        except GpujobsError as error:
-            troubles = [f"{', '.join(names)} not told: {error}"]
-        for trouble in troubles:
-            job.reporter.note(trouble)
-
-    def _outcome(self, state: str, exit_code: int, error: str) -> Outcome:
-        job = self._job
-        return Outcome(
-            run_id=job.run.id,
-            state=state,
-            exit_code=exit_code,
-            error=error,
-            log=job.folder.log,
-            outputs=job.folder.pulled(job.recipe.outputs),
-            cost_cny=self._ledger.cost_cny(job.run.id),
-            machines_alive=sum(record.alive for record in self._ledger.machines(job.run.id)),
-        )
 
 
 def _verdict(row: AttemptRow) -> GpujobsError | None:

@@ -13,10 +13,9 @@ from gpujobs.host import Host
 from gpujobs.ledger_rows import ENDED, MachineRecord, Run
 from gpujobs.lifecycle import execute
 from gpujobs.models import NAME_PATTERN, Machine, Reporter
-from gpujobs.plan import price_bound
 from gpujobs.recipe import Recipe
 from gpujobs.settings import Account
-from gpujobs.teardown import COSTS_NOTHING, mark_gone, release
+from gpujobs.teardown import COSTS_NOTHING, mark_gone, release, spent_cny
 
 GRACE = timedelta(minutes=2)  # a machine this young may be in nobody's ledger yet, though its run lives
 OUTSET = timedelta(minutes=30)  # from a machine's boot to the beginning of its work
@@ -174,7 +173,7 @@ def _judge(host: Host, machine: Machine) -> Found:
         young = run.lease_until is not None and now - run.lease_until < GRACE
         why = f"the process that drove its run {run.id} is dead"
         return Found(machine=machine, run_id=run.id, why=why, action="leave" if young else "end")
-    if _is_newest(host, record):
+    if _is_at_work(host, record):
         return Found(machine=machine, run_id=run.id, why=f"run {run.id} is at work on it", action="leave")
     young = now - record.intent_at < GRACE
     why = f"an earlier attempt of run {run.id}"
@@ -190,8 +189,11 @@ def _judge_left(host: Host, machine: Machine, run: Run, record: MachineRecord) -
     return Found(machine=machine, run_id=run.id, why=why, action="ask")
 
 
-def _is_newest(host: Host, record: MachineRecord) -> bool:
-    return record.attempt == max(row.number for row in host.ledger.attempts(record.run_id))
+def _is_at_work(host: Host, record: MachineRecord) -> bool:
+    """Say whether it is of the run's newest attempt, or of one of a fleet's that has not ended."""
+    attempts = host.ledger.attempts(record.run_id)
+    going_on = [row.number for row in attempts if row.ended_at is None]
+    return record.attempt in going_on or record.attempt == max(row.number for row in attempts)
 
 
 def _driven(run: Run, now: datetime) -> bool:
@@ -204,11 +206,7 @@ def _is_time_up(host: Host, run: Run, record: MachineRecord) -> bool:
     used = host.clock.now() - (record.running_at or record.created_at or record.intent_at)
     if used > timedelta(seconds=recipe.max_duration + recipe.linger) + OUTSET:
         return True
-    price = price_bound(recipe, record.price_cny_per_h)
-    if recipe.budget is None or price is None:
-        return False
-    spent = sum(bill.cost_cny or 0.0 for bill in host.ledger.bills(run.id))
-    return spent + price * used.total_seconds() / 3600 >= recipe.budget
+    return recipe.budget is not None and spent_cny(host, recipe, run.id) >= recipe.budget
 
 
 def _account_of(host: Host, record: MachineRecord) -> Account:

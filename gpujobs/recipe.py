@@ -10,6 +10,7 @@ from gpujobs.recipe_schedule import Schedule
 from gpujobs.recipe_types import AtLeast, BlockName, Names, NoticeName, Script, Seconds, Strict, Text, Word
 from gpujobs.variables import ENV_NAME, flaw_of, flaw_of_all
 
+FLEET = "# the machines of a fleet of gpujobs: tasks come to them over SSH"  # first line of such a recipe's `run`
 _ACCELERATOR = re.compile(r"(?P<name>[^:]+?)\s*(?::\s*(?P<count>[1-9]\d?))?")
 _CUDA = re.compile(r"(\d{1,2})\.(\d)\+?")
 _INFRA = re.compile(r"[a-z][a-z0-9_]*(/[^/\s]+)?")

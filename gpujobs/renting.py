@@ -1,8 +1,9 @@
 """Renting: the intent first, then one create, and where its reply is unclear, looking before anything else."""
 
 import json
+import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from gpujobs import teardown
 from gpujobs.backends import Backend
@@ -13,8 +14,8 @@ from gpujobs.ledger_rows import Attempt as AttemptRow
 from gpujobs.ledger_rows import MachineRecord, Run
 from gpujobs.models import Machine, Reporter, machine_name
 from gpujobs.plan import Choice, price_bound
-from gpujobs.recipe import Recipe
-from gpujobs.run_folder import RunFolder
+from gpujobs.recipe import FLEET, Recipe
+from gpujobs.run_folder import LOG, RunFolder
 
 SLOT_S = 5.0  # between two looks for a place under the team's own limits
 
@@ -28,11 +29,14 @@ class Job:
     recipe: Recipe
     stop: StopToken
     reporter: Reporter
+    machines: int = 1  # so many at a time: what is left of the budget is for all of them
+    log_name: str = LOG  # where the attempt's log is kept in the run's folder
+    numbering: threading.Lock = field(default_factory=threading.Lock)  # one attempt gets its number at a time
 
     @property
     def folder(self) -> RunFolder:
         """The run's folder here."""
-        return RunFolder(self.host.settings.runs / self.run.id)
+        return RunFolder(self.host.settings.runs / self.run.id, self.log_name)
 
 
 def rent_first(job: Job, choices: Sequence[Choice]) -> Machine:
@@ -87,12 +91,14 @@ def rent(job: Job, choice: Choice) -> Machine:
     """
     host, offer = job.host, choice.offer
     backend = host.backend(offer.backend)
-    number = 1 + max((row.number for row in host.ledger.attempts(job.run.id)), default=0)
-    name = machine_name(owner=job.run.owner, run=job.run.id, attempt=number)
-    host.ledger.check_hold()  # the log may be another's by now
-    job.folder.set_log_aside(number - 1)
-    job.stop.raise_if_stopped()
-    _write_intent(job, choice, name, number)
+    with job.numbering:
+        number = 1 + max((row.number for row in host.ledger.attempts(job.run.id)), default=0)
+        name = machine_name(owner=job.run.owner, run=job.run.id, attempt=number)
+        host.ledger.check_hold()  # the log may be another's by now
+        if not job.recipe.run.startswith(FLEET):  # whose machines have a log each
+            job.folder.set_log_aside(number - 1)
+        job.stop.raise_if_stopped()
+        _write_intent(job, choice, name, number)
     try:
         machine = _create(job, backend, choice, name)
     except GpujobsError as error:

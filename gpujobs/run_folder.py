@@ -15,8 +15,14 @@ from gpujobs.news import NEWS
 from gpujobs.recipe import Recipe
 from gpujobs.settings import private_folder, private_opener
 
+LOG = "output.log"
 _LONG_LOG_BYTES = 64 * 2**20
 _ROOM_KEPT_BYTES = 512 * 2**20  # for the ledger and the other runs
+
+
+def attempt_log(number: int) -> str:
+    """Name the log of one attempt of several: an earlier one, or one of a fleet's."""
+    return f"attempt-{number}.log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +30,12 @@ class RunFolder:
     """Where a run keeps its files on this side."""
 
     path: Path
+    log_name: str = LOG
 
     @property
     def log(self) -> Path:
         """What the newest attempt's set-up and command wrote; earlier attempts' are attempt-N.log."""
-        return self.path / "output.log"
+        return self.path / self.log_name
 
     @property
     def news(self) -> Path:
@@ -51,7 +58,7 @@ class RunFolder:
         """Keep the log of an attempt that is over under its number."""
         if self.log.exists():
             with Point("file", "set aside", self.log.name):
-                self.log.rename(self.path / f"attempt-{attempt}.log")
+                self.log.rename(self.path / attempt_log(attempt))
 
     @contextmanager
     def appending(self) -> Iterator[Callable[[bytes], None]]:

@@ -19,6 +19,7 @@ from gpujobs.errors import BadInput, RemoteFailure
 from gpujobs.models import Access
 from gpujobs.shell_connection import Connection, Timeouts, load_key, open_connection
 from gpujobs.shell_exchange import OUTPUT_KEPT_BYTES, Completed, Exchange, readable
+from gpujobs.shell_stream import Stream
 
 __all__ = ["Completed", "Shell", "Timeouts", "connect", "make_key", "quote_path", "reachable", "readable"]
 
@@ -168,6 +169,10 @@ class Shell:
 
         completed = self._exchange(command, source=source, sink=keep, stop=stop, timeout_s=None)
         return Completed(code=completed.code, stdout=bytes(stdout), stderr=completed.stderr)
+
+    def open_stream(self, command: str) -> Stream:
+        """Start `command` on a channel that is read and written without waiting; raises Unreachable."""
+        return Stream(self._connection, command)
 
     def install_key(self, public_key: str) -> None:
         """Let the owner of `public_key` log in from now on; idempotent."""

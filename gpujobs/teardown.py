@@ -10,6 +10,8 @@ from gpujobs.errors import MachineLost, NotFound, Refused, Unavailable
 from gpujobs.host import Host
 from gpujobs.ledger_rows import Bill, MachineRecord
 from gpujobs.models import Machine, MachineStatus
+from gpujobs.plan import price_bound
+from gpujobs.recipe import Recipe
 
 _log = logging.getLogger(__name__)
 COSTS_NOTHING = frozenset({MachineStatus.ENDED, MachineStatus.GONE})
@@ -130,6 +132,18 @@ def mark_gone(host: Host, name: str) -> None:
     if record is not None:
         host.ledger.mark_gone(name, at=now)
         bill(host, record, until_at=now)
+
+
+def spent_cny(host: Host, recipe: Recipe, run_id: str) -> float:
+    """Give what a run has cost until now: its bills, and what its machines without one have cost at the most."""
+    billed = {one.attempt: one.cost_cny or 0.0 for one in host.ledger.bills(run_id)}
+    now, spent = host.clock.now(), sum(billed.values())
+    for row in host.ledger.machines(run_id):
+        if row.alive and row.id is not None and row.attempt not in billed:
+            since = row.running_at or row.created_at or row.intent_at
+            price = price_bound(recipe, row.price_cny_per_h) or 0.0
+            spent += max(0.0, (now - since).total_seconds()) / 3600 * price
+    return spent
 
 
 def bill(host: Host, row: MachineRecord, *, until_at: datetime) -> None:

@@ -40,7 +40,7 @@ MUTATIONS = (
     Mutation(
         guard="the intent is in the ledger before the create call",
         file="gpujobs/renting.py",
-        old="    _write_intent(job, choice, name, number)\n"
+        old="        _write_intent(job, choice, name, number)\n"
         "    try:\n        machine = _create(job, backend, choice, name)\n",
         new="    try:\n        machine = _create(job, backend, choice, name)\n"
         "        _write_intent(job, choice, name, number)\n",
@@ -69,9 +69,9 @@ MUTATIONS = (
     ),
     Mutation(
         guard="what shows up after the settling window is released at the run's end",
-        file="gpujobs/lifecycle.py",
-        old="            if record.id is None:\n                backend",
-        new="            if False:\n                backend",
+        file="gpujobs/ending.py",
+        old="        if record.id is None:\n            backend",
+        new="        if False:\n            backend",
         tests=("tests/lifecycle/test_faults.py -k acts_late",),
     ),
     Mutation(

@@ -25,6 +25,11 @@ def call_files() -> Mapping[str, str]:
     return {path: files(__name__).joinpath(name).read_text("utf-8") for path, name in names.items()}
 
 
+def fleet_files() -> Mapping[str, str]:
+    """Read what takes tasks on a fleet's machine, besides `call_files`, by their paths in the call's folder there."""
+    return {name: files(__name__).joinpath(name).read_text("utf-8") for name in ("foreman.py", "slot.py", "relay.py")}
+
+
 def keeper_command(*, base: str, boot_grace_s: int, max_duration_s: int, linger_s: int) -> str:
     """Write the command that keeps a container alive for the attempts under `base`, and ends it when it is not needed.
 

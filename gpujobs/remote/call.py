@@ -17,6 +17,7 @@ import types
 from typing import Any, BinaryIO, Callable, Dict, List, Optional
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+OUTCOME = os.path.join(HERE, "out", "outcome")
 sys.path[0] = os.path.join(HERE, "lib")  # instead of this file's own folder
 
 from gpujobs_encode import Encoder, Unfit  # type: ignore[import-not-found] # noqa: E402 - it lies there
@@ -81,18 +82,18 @@ def run(call: Dict[str, Any]) -> int:
         told = "".join(traceback.format_exception(type(error), error, beyond_us(error)))
         sys.stderr.write(told)
         record = record_of(error, told)
-        leave(b"error", lambda file: Encoder(file).put(record))
+        leave(OUTCOME, b"error", lambda file: Encoder(file).put(record))
         return 1
-    return give_back(call, value)
+    return give_back(call, value, OUTCOME)
 
 
-def give_back(call: Dict[str, Any], value: Any) -> int:
-    """Leave a value, by the codec or by pickle."""
+def give_back(call: Dict[str, Any], value: Any, path: str) -> int:
+    """Leave a value in the file `path`, by the codec or by pickle."""
     try:
         if call["trust_remote"]:
-            leave(b"pickle", lambda file: pickle.dump(value, file, protocol=4))
+            leave(path, b"pickle", lambda file: pickle.dump(value, file, protocol=4))
         else:
-            leave(b"value", lambda file: Encoder(file).put(value))
+            leave(path, b"value", lambda file: Encoder(file).put(value))
     except Unfit as error:
         raise NoResult("{}; {}".format(error, OUT_OF_IT)) from None
     except (pickle.PicklingError, TypeError, AttributeError) as error:
@@ -100,9 +101,8 @@ def give_back(call: Dict[str, Any], value: Any) -> int:
     return 0
 
 
-def leave(kind: bytes, write: Callable[[BinaryIO], None]) -> None:
+def leave(path: str, kind: bytes, write: Callable[[BinaryIO], None]) -> None:
     """Write the outcome, whole or not at all."""
-    path = os.path.join(HERE, "out", "outcome")
     with open(path + ".part", "w+b") as file:
         file.write(b"gpujobs call 1 " + kind + b"\n")
         write(file)
@@ -159,7 +159,7 @@ def load(call: Dict[str, Any]) -> Any:
     found = find(call) if call["from_source"] else None
     path = os.path.join(HERE, "arguments")
     with open(path, "rb") as file:
-        function, args, kwargs = Unpickler(file).load()
+        function, args, kwargs = Unpickler(file, os.path.join(HERE, "arrays")).load()
     for name in ("arguments", "arrays"):
         os.unlink(os.path.join(HERE, name))
     return found or function, args, kwargs
@@ -204,28 +204,32 @@ def become_main(main: Dict[str, str]) -> None:
 
 
 class Unpickler(pickle.Unpickler):
-    """Takes numpy arrays from the file `arrays`, so that they pass whole from one version of numpy to another."""
+    """Takes numpy arrays from the file `arrays`, so that they pass whole from one version of numpy to another.
 
-    def __init__(self, file: BinaryIO) -> None:
+    They begin at the offset `base` of it.
+    """
+
+    def __init__(self, file: BinaryIO, arrays: str, base: int = 0) -> None:
         """Have read no array yet."""
         super().__init__(file)
+        self._arrays, self._base = arrays, base
         self._read: Dict[int, Any] = {}
 
     def persistent_load(self, pid: Any) -> Any:
         """Give the array, or the scalar, at an offset."""
         offset, is_scalar = pid
         if offset not in self._read:
-            self._read[offset] = read_array_at(offset)
+            self._read[offset] = read_array_at(self._arrays, self._base + offset)
         return self._read[offset][()] if is_scalar else self._read[offset]
 
 
-def read_array_at(offset: int) -> Any:
+def read_array_at(path: str, offset: int) -> Any:
     """Read one array of the arguments."""
     try:
         from numpy.lib.format import read_array
     except ImportError:
         raise Refused("an argument is a numpy array, and the machine's Python has no numpy") from None
-    with open(os.path.join(HERE, "arrays"), "rb") as file:
+    with open(path, "rb") as file:
         file.seek(offset)
         return read_array(file, allow_pickle=False)
 

@@ -16,7 +16,7 @@ def gpu_job(*_args: Any, **_keys: Any) -> Callable[[Any], Any]:
 
     def mark(function: Any) -> Any:
         function.local = function
-        for verb in ("remote", "submit", "aremote"):
+        for verb in ("remote", "submit", "aremote", "map", "starmap"):
             setattr(function, verb, _refuse)
         return function
 
@@ -28,6 +28,9 @@ def _refuse(*_args: Any, **_keys: Any) -> None:
         "this is the rented machine already: call the function itself; and what a script does at its top, as making "
         'this call, belongs under: if __name__ == "__main__":'
     )
+
+
+Fleet = _refuse
 
 
 class _StandIn(types.ModuleType):

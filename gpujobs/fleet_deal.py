@@ -1,0 +1,318 @@
+"""Deals tasks to the slots of a fleet's machines and takes what comes back: one thread, however many there are."""
+
+import json
+import os
+import selectors
+import struct
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import BinaryIO
+
+from gpujobs.call_recipe import join_script
+from gpujobs.errors import GpujobsError, MachineLost, RemoteFailure, Unreachable
+from gpujobs.fleet_task import Task, death
+from gpujobs.remote.encode import MAX_BYTES
+from gpujobs.shell import Shell
+from gpujobs.shell_stream import Stream
+
+_FRAME = struct.Struct(">cQQ")  # as remote/foreman.py has it
+_SHORT_BYTES = 2**20
+_TICK_S, _FULL_S = 1.0, 0.01
+_TURNS = 64  # so often one machine is listened to before the others are
+_PULSE_S = 60.0
+_MEND_S = 5.0  # after a stream's end, for the work's own end to be seen
+
+
+class Link:
+    """One machine as tasks see it: its slots, the tasks that are at it, and the stream of the moment."""
+
+    def __init__(self, name: str, slots: int, *, distrust: Callable[[GpujobsError], object]) -> None:
+        """Be not connected yet; `distrust` is told where the machine sends what is no answer of ours."""
+        self.name, self.slots, self.distrust = name, slots, distrust
+        self.tasks: dict[int, Task] = {}
+        self.ready = False  # the machine has said which tasks it knows
+        self.served = False  # it ever was ready
+        self.leaving = False  # it gets no more tasks
+        self.shell: Shell | None = None
+        self.stream: Stream | None = None
+        self.broken_at: float | None = None
+        self.heard = bytearray()
+        self.out: deque[Iterator[bytes]] = deque()
+        self.piece = b""
+        self.result: tuple[bytes, int, int, BinaryIO] | None = None  # letter, number, bytes to come, what came
+        self.told_at = time.monotonic()
+
+    def put(self, letter: bytes, number: int = 0, content: bytes = b"") -> None:
+        """Send a short frame."""
+        self.out.append(iter([_FRAME.pack(letter, number, len(content)) + content]))
+
+    def put_task(self, task: Task) -> None:
+        """Send a task."""
+        self.out.append(_framed(task))
+
+    def renew(self, shell: Shell | None, stream: Stream | None) -> None:
+        """Begin with another stream, or none."""
+        self.shell, self.stream, self.ready, self.broken_at = shell, stream, False, None
+        self.heard.clear()
+        self.out.clear()
+        self.piece, self.result = b"", None
+
+
+def _framed(task: Task) -> Iterator[bytes]:
+    pieces = task.pieces()
+    yield _FRAME.pack(b"t", task.number, task.size) + next(pieces, b"")
+    yield from pieces
+
+
+class Dealer:
+    """The queue, and the one thread that deals from it. `news` is called, with no lock held, when something ended."""
+
+    def __init__(self, news: Callable[[], None]) -> None:
+        """Start no thread yet."""
+        self._news = news
+        self._lock = threading.RLock()
+        self._queue: deque[Task] = deque()
+        self._links: list[Link] = []
+        self._selector = selectors.DefaultSelector()
+        self._wake_out, self._wake_in = os.pipe()
+        os.set_blocking(self._wake_in, False)
+        os.set_blocking(self._wake_out, False)
+        self._selector.register(self._wake_out, selectors.EVENT_READ)
+        self._thread: threading.Thread | None = None
+        self._over = False
+
+    # From any thread
+
+    def start(self, name: str) -> None:
+        """Begin to deal."""
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread; not to be called from it."""
+        with self._lock:
+            self._over = True
+        self._wake()
+        if self._thread is not None:
+            self._thread.join()
+        self._selector.close()
+        os.close(self._wake_in)
+        os.close(self._wake_out)
+
+    def add(self, tasks: Sequence[Task], *, first: bool = False) -> None:
+        """Queue tasks, behind the others or before them."""
+        with self._lock:
+            (self._queue.extendleft if first else self._queue.extend)(reversed(tasks) if first else tasks)
+        self._wake()
+
+    def waiting(self) -> int:
+        """Count the queued tasks; forgets those that were cancelled."""
+        with self._lock:
+            while self._queue and self._queue[0].future.cancelled():
+                self._queue.popleft().give_up()
+            return len(self._queue)
+
+    def at_work(self) -> int:
+        """Count the tasks that are at machines."""
+        with self._lock:
+            return sum(len(link.tasks) for link in self._links)
+
+    def take_queue(self) -> Sequence[Task]:
+        """Empty the queue, and give what was in it."""
+        with self._lock:
+            tasks, self._queue = list(self._queue), deque()
+        return tasks
+
+    def join(self, link: Link) -> None:
+        """Have a machine take part."""
+        with self._lock:
+            self._links.append(link)
+
+    def leave(self, link: Link) -> Sequence[Task]:
+        """Have it take part no more; gives the tasks that were at it."""
+        with self._lock:
+            self._links = [one for one in self._links if one is not link]
+            tasks = list(link.tasks.values())
+            link.tasks.clear()
+        return tasks
+
+    def dismiss(self, link: Link) -> None:
+        """Give a machine no more tasks, and let its foreman end when it has none."""
+        with self._lock:
+            link.leaving = True
+        self._wake()
+
+    @contextmanager
+    def attached(self, link: Link, shell: Shell, work: str) -> Iterator[None]:
+        """Deal over this connection for as long as the block runs; raises Unreachable."""
+        stream = shell.open_stream(join_script(work))
+        with self._lock:
+            link.renew(shell, stream)
+            link.put(b"c", content=json.dumps({"slots": link.slots}).encode())
+            self._selector.register(stream, selectors.EVENT_READ, link)
+        self._wake()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._forget(link)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the dealing thread: it must not wait for what it brings about itself."""
+        return self._thread is threading.current_thread()
+
+    # The thread's own
+
+    def _run(self) -> None:
+        wait_s = _TICK_S
+        while not self._over:
+            ended: list[Callable[[], None]] = []
+            for key, _ in self._selector.select(wait_s):
+                if key.data is None:
+                    with suppress(BlockingIOError):
+                        os.read(self._wake_out, 4096)
+            with self._lock:
+                for link in list(self._links):
+                    self._serve(link, ended)
+                self._deal()
+                full = [self._send(link) for link in self._links]
+            for end in ended:
+                end()
+            if ended:
+                self._news()
+            wait_s = _FULL_S if any(full) else _TICK_S
+
+    def _serve(self, link: Link, ended: list[Callable[[], None]]) -> None:
+        now = time.monotonic()
+        if link.broken_at is not None and now - link.broken_at > _MEND_S and link.shell is not None:
+            link.broken_at = None
+            link.shell.close()  # whoever follows the machine's log meets that, and connects again
+        if link.stream is None:
+            return
+        if now - link.told_at > _PULSE_S:
+            link.told_at = now
+            link.put(b"p")
+        try:
+            for _ in range(_TURNS):
+                if (data := link.stream.receive()) is None:
+                    return
+                if not data:
+                    raise Unreachable("the stream of tasks ended")
+                link.heard += data
+                self._read(link, ended)
+        except RemoteFailure as error:
+            self._break(link)
+            link.distrust(MachineLost(str(error)))
+        except GpujobsError:
+            self._break(link)
+
+    def _break(self, link: Link) -> None:
+        """Wait for the work's own end, or for another connection."""
+        self._forget(link)
+        link.broken_at = time.monotonic()
+
+    def _forget(self, link: Link) -> None:
+        stream, shell = link.stream, link.shell
+        if stream is not None:
+            with suppress(KeyError, ValueError):
+                self._selector.unregister(stream)
+            stream.close()
+        link.renew(shell, None)
+
+    def _read(self, link: Link, ended: list[Callable[[], None]]) -> None:
+        while True:
+            if link.result is None:
+                if len(link.heard) < _FRAME.size:
+                    return
+                letter, number, size = _FRAME.unpack_from(link.heard)
+                del link.heard[: _FRAME.size]
+                if letter not in {b"h", b"r", b"x"} or size > (MAX_BYTES + 64 if letter == b"r" else _SHORT_BYTES):
+                    raise RemoteFailure(f"{link.name} sent what is no frame of ours")
+                link.result = (letter, number, size, tempfile.TemporaryFile())  # noqa: SIM115 - closed by who reads it
+            letter, number, left, file = link.result
+            piece = link.heard[:left]
+            file.write(piece)
+            del link.heard[: len(piece)]
+            link.result = (letter, number, left - len(piece), file)
+            if left > len(piece):
+                return
+            link.result = None
+            self._hear(link, letter, number, file, ended)
+
+    def _hear(self, link: Link, letter: bytes, number: int, file: BinaryIO, ended: list[Callable[[], None]]) -> None:
+        file.seek(0)
+        if letter == b"h":
+            with file:
+                self._catch_up(link, _known(file.read()))
+            return
+        link.put(b"a", number)
+        task = link.tasks.pop(number, None)
+        if task is None:
+            file.close()
+            return
+
+        def end() -> None:
+            with file:
+                if letter == b"r":
+                    task.finish(file)
+                else:
+                    task.fail(death(file.read()))
+
+        ended.append(end)
+
+    def _catch_up(self, link: Link, known: frozenset[int]) -> None:
+        """Send again what was lost with an earlier stream."""
+        link.ready = link.served = True
+        for task in link.tasks.values():
+            if task.number not in known:
+                link.put_task(task)
+
+    def _deal(self) -> None:
+        for link in self._links:
+            while self._queue and link.ready and not link.leaving and len(link.tasks) < link.slots:
+                task = self._queue.popleft()
+                if not task.future.running() and not task.future.set_running_or_notify_cancel():
+                    task.drop()
+                    continue
+                task.tries += 1
+                link.tasks[task.number] = task
+                link.put_task(task)
+            if link.leaving and link.ready and not link.tasks:
+                link.put(b"q")
+                link.ready = False
+
+    def _send(self, link: Link) -> bool:
+        """Send what there is room for; True where something is left."""
+        if link.stream is None:
+            return False
+        try:
+            while link.piece or link.out:
+                if not link.piece:
+                    link.piece = next(link.out[0], b"")
+                    if not link.piece:
+                        link.out.popleft()
+                        continue
+                sent = link.stream.send(link.piece)
+                if not sent:
+                    return True
+                link.piece = link.piece[sent:]
+        except (GpujobsError, OSError):
+            self._break(link)
+        return False
+
+    def _wake(self) -> None:
+        with suppress(BlockingIOError, OSError):
+            os.write(self._wake_in, b"!")
+
+
+def _known(text: bytes) -> frozenset[int]:
+    try:
+        numbers = json.loads(text)["tasks"]
+        return frozenset(number for number in numbers if type(number) is int)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise RemoteFailure(f"the machine does not say which tasks it knows: {error}") from error

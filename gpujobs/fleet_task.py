@@ -1,0 +1,111 @@
+"""One task of a fleet: from a call to the bytes that a slot reads, and from those that it leaves to a future's end."""
+
+import json
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from gpujobs.call_files import Call, pack
+from gpujobs.call_outcome import Wanted, result_in
+from gpujobs.call_source import Source
+from gpujobs.errors import BadResult, JobFailed, KilledRemotely, OutOfMemory
+from gpujobs.settings import private_folder, private_opener
+
+_HEAD = struct.Struct(">IQ")  # as remote/slot.py reads it
+_SMALL_BYTES = 2**16  # what is larger waits on the disk, so that a long queue costs little memory
+_PIECE_BYTES = 2**18
+_COUNTS = {str(value): value for value in range(256)} | {"False": 0, "True": 1}  # what a process can end with
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Task:
+    """A call that waits, or is at a machine; `content` is what a slot reads, or the path of a file with it."""
+
+    number: int
+    future: Future[Any]
+    wanted: Wanted
+    content: bytes | Path
+    size: int
+    tries: int = 0
+
+    def pieces(self) -> Iterator[bytes]:
+        """Give the content piece by piece."""
+        if isinstance(self.content, bytes):
+            yield self.content
+            return
+        with self.content.open("rb") as file:
+            while piece := file.read(_PIECE_BYTES):
+                yield piece
+
+    def drop(self) -> None:
+        """Let go of the content: it is not sent again."""
+        if isinstance(self.content, Path):
+            self.content.unlink(missing_ok=True)
+
+    def finish(self, outcome: BinaryIO) -> None:
+        """End the future with what a slot left."""
+        try:
+            value = result_in(outcome, self.wanted)
+        except Exception as error:  # noqa: BLE001 - a future's exception is whatever came
+            self.fail(error)
+        else:
+            self.drop()
+            self.future.set_result(value)
+
+    def fail(self, error: BaseException) -> None:
+        """End the future with an exception, begun or not."""
+        self.drop()
+        if self.future.running() or self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
+
+    def give_up(self) -> None:
+        """Cancel the future if it has not begun, and tell those who wait for it."""
+        if self.future.cancel():
+            self.drop()
+            with suppress(RuntimeError):  # it was told already
+                self.future.set_running_or_notify_cancel()
+
+
+def pack_task(call: Call, source: Source, *, chunk: bool, trust_remote: bool, place: Path) -> tuple[bytes | Path, int]:
+    """Give what a slot reads to make a call, and its size; a large one lies in the file `place`. Raises BadInput."""
+    with (
+        tempfile.SpooledTemporaryFile(_SMALL_BYTES) as arguments,
+        tempfile.SpooledTemporaryFile(_SMALL_BYTES) as arrays,
+    ):
+        parts = cast("tuple[BinaryIO, BinaryIO]", (arguments, arrays))
+        spec = {**pack(call, source, *parts), "chunk": chunk, "trust_remote": trust_remote}
+        text = json.dumps(spec).encode()
+        sizes = [part.seek(0, os.SEEK_END) for part in parts]
+        head = _HEAD.pack(len(text), sizes[0]) + text
+        for part in parts:
+            part.seek(0)
+        if sum(sizes) <= _SMALL_BYTES:
+            content = head + arguments.read() + arrays.read()
+            return content, len(content)
+        private_folder(place.parent)
+        with open(place, "wb", opener=private_opener) as file:
+            file.write(head)
+            for part in parts:
+                shutil.copyfileobj(part, file, _PIECE_BYTES)
+        return place, len(head) + sum(sizes)
+
+
+def death(told: bytes) -> JobFailed:
+    """Give the exception for a slot whose process ended under its task, by the foreman's words."""
+    try:
+        record = json.loads(told)
+        signal, code, oom = (_COUNTS[str(record[key])] for key in ("signal", "code", "oom"))
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        return BadResult(f"how the task's process ended cannot be read: {error}")
+    if signal and oom:
+        return OutOfMemory("the machine's memory was used up, so its Linux ended the task's process", signal=signal)
+    if signal:
+        return KilledRemotely(f"the task's process was killed by signal {signal}", signal=signal)
+    return JobFailed(f"the task ended its process with exit code {code}")
