@@ -172,7 +172,8 @@ class Shell:
 
     def open_stream(self, command: str) -> Stream:
         """Start `command` on a channel that is read and written without waiting; raises Unreachable."""
-        return Stream(self._connection, command)
+        with Point("ssh", command):
+            return Stream(self._connection, command)
 
     def install_key(self, public_key: str) -> None:
         """Let the owner of `public_key` log in from now on; idempotent."""

@@ -21,6 +21,7 @@ EXPLAINED: Mapping[str, str] = {  # what has no point, and why none is wanted
     "transfer.py pull": "makes the folder beside which the result lands; again is fine",
     "progress.py drop": "opens the null device",
     "call_decode.py _Decoder._tensor": "a temporary file that has no name",
+    "call_files.py _pickled": "a temporary file, or a file that nobody has been told of yet",
     "call_job.py Job._outcome": "a decorated call's own copy, once its result is in memory",
     "call_job.py submit": "a decorated call's arguments, where the run was never opened",
     "cli/doctor.py _skew_s": "a question that changes nothing; no run is at work",
@@ -32,6 +33,9 @@ EXPLAINED: Mapping[str, str] = {  # what has no point, and why none is wanted
     "cli/recipes.py init": "a new recipe, before any run",
     "controller.py down": "the controller's record, once it has ended",
     "controller.py _await_api": "a question to our own server while it starts",
+    "fleet_run.py FleetRun.begin": "a run that was never opened",
+    "fleet_run.py FleetRun._drive": "what went up to the fleet's machines, once they are gone",
+    "fleet_task.py Task.drop": "a task's own arguments, once nobody waits for it",
     "prefect_database.py lay_out": "the Prefect server's database, before any run",
     "worker.py serve": "the lock file's own text",
 }

@@ -274,7 +274,7 @@ def world_of(backend: str, folder: Path) -> Iterator[World]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("AUTODL_TOKEN", "AUTODL_API_URL", "MATRIXDC_TOKEN", "MATRIXDC_NAMESPACE", "MATRIXDC_API_URL"):
             patch.delenv(name, raising=False)
-        patch.setattr(_http, "HTTPAdapter", type("Adapter", (WsgiAdapter,), {"world": world}))
+        patch.setattr(_http, "PromptAdapter", type("Adapter", (WsgiAdapter,), {"world": world}))
         patch.setattr(shell, "Exchange", SimExchange)
         patch.setattr(shell, "open_connection", world.connect)
         patch.setattr(line, "reachable", world.reachable)
