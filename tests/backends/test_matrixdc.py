@@ -611,7 +611,11 @@ def test_it_has_no_blacklist_and_lists_no_images(backend: MatrixDC, server: Fake
     assert calls(server) == 0
 
 
-def test_the_price_is_remembered_by_size_for_machines_that_are_found(backend: MatrixDC) -> None:
+def test_the_price_is_remembered_by_size_for_machines_that_are_found(
+    backend: MatrixDC, server: FakeServer, clock: ManualClock
+) -> None:
     machine = make(backend)
     assert [one.price_cny_per_h for one in backend.find("gj-")] == [2.5]
-    assert backend.refresh(replace(machine, price_cny_per_h=9.0)).price_cny_per_h == 9.0
+    told = replace(machine, price_cny_per_h=9.0)
+    assert backend.refresh(told).price_cny_per_h == 2.5  # what is billed, whatever was expected
+    assert open_backend(account_on(server, "matrixdc"), clock=clock).refresh(told).price_cny_per_h == 9.0

@@ -1,12 +1,28 @@
 """Fixtures of the fake's own tests."""
 
+import threading
 from collections.abc import Iterator
 
 import pytest
 
 from fake_server.server import FakeServer
 from tests.fake_server.doubles import QuietContainers
-from tests.fake_server.wires import Wires
+from tests.fake_server.wires import OwnThreads, Wires
+
+
+@pytest.fixture
+def own_threads(monkeypatch: pytest.MonkeyPatch) -> OwnThreads:
+    """Name the threads that the test or one of its own threads has started, and that live; other fakes live on here."""
+    own, start = {threading.current_thread()}, threading.Thread.start
+
+    def noted(thread: threading.Thread) -> None:
+        if threading.current_thread() in own:
+            own.add(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", noted)
+    main = threading.current_thread()
+    return lambda: [thread.name for thread in tuple(own) if thread is not main and thread.is_alive()]
 
 
 @pytest.fixture

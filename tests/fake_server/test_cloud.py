@@ -13,7 +13,7 @@ import requests
 
 from fake_server import FakeCloud
 from tests.fake_server.doubles import QuietContainers
-from tests.fake_server.wires import fake_threads, instance
+from tests.fake_server.wires import OwnThreads, instance
 
 BEARER = {"Authorization": "bearer fake-token", "namespace": "fake-user"}
 
@@ -23,13 +23,13 @@ def rent(cloud: FakeCloud) -> str:
     return str(requests.post(url, json=instance(), headers=BEARER, timeout=60).json()["name"])
 
 
-def test_it_begins_on_entering_and_leaves_nothing_behind() -> None:
+def test_it_begins_on_entering_and_leaves_nothing_behind(own_threads: OwnThreads) -> None:
     before = dict(os.environ)
     with FakeCloud() as cloud:
         assert requests.get(f"{cloud.matrixdc_url}/regions", headers=BEARER, timeout=60).ok
         assert dict(os.environ) == before
         folder = cloud.server.world.ground.folder
-    assert (fake_threads(), folder.exists()) == ([], False)
+    assert (own_threads(), folder.exists()) == ([], False)
     with pytest.raises(requests.ConnectionError):
         requests.get(cloud.url, timeout=60)
 
@@ -43,15 +43,17 @@ def test_it_can_set_the_clients_environment_and_gives_it_back(monkeypatch: pytes
     assert "MATRIXDC_API_URL" not in os.environ
 
 
-def test_the_environment_is_given_back_when_the_test_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_is_given_back_when_the_test_fails(
+    monkeypatch: pytest.MonkeyPatch, own_threads: OwnThreads
+) -> None:
     monkeypatch.delenv("AUTODL_API_URL", raising=False)
     with pytest.raises(ZeroDivisionError), FakeCloud(environment=True):
         _ = 1 / 0
     assert "AUTODL_API_URL" not in os.environ
-    assert fake_threads() == []
+    assert own_threads() == []
 
 
-def test_a_decorated_function_has_a_fresh_cloud_each_time() -> None:
+def test_a_decorated_function_has_a_fresh_cloud_each_time(own_threads: OwnThreads) -> None:
     @FakeCloud(containers=QuietContainers, speed=0)
     def count(cloud: FakeCloud, *, rented: int) -> int:
         for _ in range(rented):
@@ -62,7 +64,7 @@ def test_a_decorated_function_has_a_fresh_cloud_each_time() -> None:
     assert (count(rented=2), count(rented=1)) == (2, 1)
     assert count.__name__ == "count"
     assert list(inspect.signature(count).parameters) == ["rented"]
-    assert fake_threads() == []
+    assert own_threads() == []
 
 
 def test_a_decorated_function_need_not_take_the_cloud() -> None:

@@ -9,7 +9,7 @@ import requests
 from fake_server.faults import KINDS
 from fake_server.server import FakeServer
 from tests.fake_server.doubles import QuietContainers
-from tests.fake_server.wires import INSTANCES, Wires, eventually, fake_threads, instance, job
+from tests.fake_server.wires import INSTANCES, OwnThreads, Wires, eventually, instance, job
 
 HEADERS = {"Authorization": "fake-token"}
 PAGE = {"page_index": 1, "page_size": 10}
@@ -163,7 +163,7 @@ def test_a_rule_that_cannot_work_is_refused(wires: Wires, rule: dict[str, Any]) 
     assert wires.control("GET", "faults")["rules"] == []
 
 
-def test_the_end_of_the_fake_lets_go_of_held_replies() -> None:
+def test_the_end_of_the_fake_lets_go_of_held_replies(own_threads: OwnThreads) -> None:
     with FakeServer(containers=QuietContainers) as fake:
         wires = Wires(fake)
         with wires.session:
@@ -172,4 +172,4 @@ def test_the_end_of_the_fake_lets_go_of_held_replies() -> None:
             list_once(wires, timeout=0.1)
         begun = time.monotonic()
     assert time.monotonic() - begun < 2
-    eventually(lambda: not fake_threads(), within_s=60)
+    eventually(lambda: not own_threads(), within_s=60)

@@ -18,7 +18,7 @@ import requests
 
 from fake_server.server import FakeServer
 from tests.fake_server.doubles import QuietContainers
-from tests.fake_server.wires import INSTANCES, Wires, eventually, fake_threads, job
+from tests.fake_server.wires import INSTANCES, OwnThreads, Wires, eventually, job
 
 CONTROL = {"X-Fake-Control": "fake-control"}
 
@@ -198,12 +198,12 @@ def test_a_temporary_state_folder_goes_with_the_fake() -> None:
     assert not folder.exists()
 
 
-def test_the_end_leaves_no_thread_even_with_a_connection_held_open() -> None:
+def test_the_end_leaves_no_thread_even_with_a_connection_held_open(own_threads: OwnThreads) -> None:
     with quiet_fake() as fake:
         wires = Wires(fake)
         wires.boxed(wires.rent(), "Running")
-        assert fake_threads()
-    eventually(lambda: not fake_threads(), within_s=60)
+        assert own_threads()
+    eventually(lambda: not own_threads(), within_s=60)
     wires.session.close()
 
 

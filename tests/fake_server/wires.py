@@ -1,6 +1,5 @@
 """The two APIs and the control room as plain calls, for the fake's own tests; nothing of gpujobs takes part."""
 
-import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ BASE_IMAGE = "base-image-l2t43iu6uk"
 OFFICIAL_IMAGE = "images.neolink-ai.com/matrixdc/tensorflow:2.15.0-python3.10-cuda12.1.0-cudnn8-devel-ubuntu22.04"
 INSTANCES = "/clusters/host-cluster/instances"
 Found = TypeVar("Found")
+OwnThreads = Callable[[], list[str]]
 
 
 def eventually(look: Callable[[], Found], *, within_s: float = 60.0) -> Found:
@@ -22,12 +22,6 @@ def eventually(look: Callable[[], Found], *, within_s: float = 60.0) -> Found:
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.005)
     return found
-
-
-def fake_threads() -> list[str]:
-    """The threads of a fake that live in this process; its HTTP connections have theirs too."""
-    names = [thread.name for thread in threading.enumerate()]
-    return [name for name in names if name.startswith("fake-") or "process_request_thread" in name]
 
 
 def template(**changes: Any) -> dict[str, Any]:
