@@ -216,6 +216,7 @@ class SimConnection:
 
     machine: SimMachine
     host_key: str
+    by_password: bool
     where: str = "127.0.0.1:22"
 
     @property

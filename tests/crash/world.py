@@ -253,8 +253,9 @@ class World:
         machine = self.machines[access.port]
         key = shell.make_key(pkey_path).encode() if pkey_path else b""
         assert host_key in {None, HOST_KEY}
-        assert not pkey_path or key in machine.keys or access.password
-        return SimConnection(machine, host_key=HOST_KEY)
+        by_password = key not in machine.keys
+        assert access.password or not by_password
+        return SimConnection(machine, host_key=HOST_KEY, by_password=by_password)
 
     def reachable(self, host: str, port: int, timeout_s: float) -> bool:
         """Say whether somebody answers, in the place of the TCP probe."""
