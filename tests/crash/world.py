@@ -42,6 +42,7 @@ from gpujobs.settings import Settings
 from gpujobs.shell_connection import Timeouts
 from tests.crash.inline import InlineExecutor, InlineGuard, InlineWatcher, QueueLanes, act_later
 from tests.crash.machines import SimConnection, SimExchange, SimMachine, Start
+from tests.crash.sim_network import SimNetwork
 from tests.fake_server.doubles import QuietContainers
 
 OWNER = "tester"
@@ -60,7 +61,11 @@ class SimContainers(QuietContainers):
     def start(self, spec: ContainerSpec, *, sshd_delay_s: float = 0.0) -> Endpoint:
         endpoint = super().start(spec, sshd_delay_s=sshd_delay_s)
         machine = SimMachine(
-            id=spec.name, time=self.world.clock, on_start=self.world.work_began, on_pulled=self._pulled
+            id=spec.name,
+            time=self.world.clock,
+            on_start=self.world.work_began,
+            on_pulled=self._pulled,
+            network=self.world.network,
         )
         self.world.machines[endpoint.port] = machine
         return endpoint
@@ -155,6 +160,7 @@ class World:
     machines: dict[int, SimMachine] = field(default_factory=dict)
     starts: list[Start] = field(default_factory=list)
     acts_late: bool = False
+    network: SimNetwork = field(default_factory=SimNetwork)
 
     def open(self) -> None:
         """Begin; `new` gives each test a world of its own."""
@@ -184,6 +190,7 @@ class World:
         self.machines.clear()
         self.starts.clear()
         self.acts_late = False
+        self.network.mend()
         with self.ledger._database.engine.begin() as connection:
             for table in _TABLES:
                 connection.execute(text(f"DELETE FROM {table}"))
@@ -260,7 +267,8 @@ class World:
     def reachable(self, host: str, port: int, timeout_s: float) -> bool:
         """Say whether somebody answers, in the place of the TCP probe."""
         del host, timeout_s
-        return port in self.machines and self.machines[port].alive
+        open_to_us = not self.network.refuses(self.clock)
+        return open_to_us and port in self.machines and self.machines[port].alive
 
     def _config(self) -> Mapping[str, Any]:
         own = f"{self.backend}_"
