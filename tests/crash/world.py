@@ -47,6 +47,7 @@ from tests.fake_server.doubles import QuietContainers
 
 OWNER = "tester"
 HOST_KEY = "ssh-ed25519 AAAA"
+_TICK_S = 0.001  # the rest of a wait may be too little to change a sum of floats
 _STEP_S = 15.0  # how far time moves at most before leases are looked after
 _REAL_S = 60.0
 _TABLES = ("events", "bills", "machines", "attempts", "snapshots", "runs")
@@ -100,7 +101,7 @@ class SimClock:
         if threading.current_thread() is not self._driver:  # a bound on a piece of work, which ends before it strikes
             return event.wait(_REAL_S)
         if not event.is_set():
-            self.move(max(0.0, timeout_s))
+            self.move(max(_TICK_S, timeout_s))
         return event.is_set()
 
     def move(self, seconds: float) -> None:
