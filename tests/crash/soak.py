@@ -186,6 +186,8 @@ def _in_memory(world: World, one: Draw, figures: Figures) -> None:
         if not one.resumed:
             break
     reap(world)
+    if [run.state for run in world.ledger.list_runs()] == ["running"]:  # it had rented nothing that had to be reaped
+        live(world)
     _count_faults(figures, world.fake)
     figures.faults.update({f"ssh {kind}": n for kind, n in world.network.struck.items()})
     figures.leaks += len(world.alive())
@@ -247,6 +249,8 @@ def _real(host: Host, control: Control, folder: Path, one: Draw, figures: Figure
     _count_faults(figures, control.fake)
     control.ask("DELETE", "faults")
     reaper.reap(host, yes=False, reporter=Memory())
+    if host.ledger.get_run(opened[0]).state == "running":  # as above
+        execute(host, opened[0], stop=StopToken(), reporter=Memory(), unended=True)
     _judge_real(host, control, opened[0], figures)
 
 
