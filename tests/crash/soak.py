@@ -188,6 +188,7 @@ def _in_memory(world: World, one: Draw, figures: Figures) -> None:
     reap(world)
     if [run.state for run in world.ledger.list_runs()] == ["running"]:  # it had rented nothing that had to be reaped
         live(world)
+        reap(world)
     _count_faults(figures, world.fake)
     figures.faults.update({f"ssh {kind}": n for kind, n in world.network.struck.items()})
     figures.leaks += len(world.alive())

@@ -129,13 +129,13 @@ def test_cancel_in_a_network_that_is_gone_ends_the_rent(
     assert control.left() == []
 
 
-@pytest.mark.parametrize("phase", ["push: the workdir", "pull: a folder"])
 def test_network_that_swallows_all_that_is_large_ends_the_rent_and_says_so(
-    phase: str, host: Host, storm: Storm, control: Control, tmp_path: Path
+    host: Host, storm: Storm, control: Control, tmp_path: Path
 ) -> None:
     host.timing = replace(QUICK, silent_s=1.0, lost_s=3.0)
     swallows = [{"kind": "ssh_half_open", "bytes": 60_000, "count": None}, {"kind": "ssh_cut"}]
-    journeys = [Journey(host, backend, [Strike(PLACES[phase][0], swallows)]) for backend in BACKENDS]
+    places = [PLACES[phase][0] for phase in ("push: the workdir", "pull: a folder")]
+    journeys = [Journey(host, backend, [Strike(place, swallows)]) for backend in BACKENDS for place in places]
     drive(storm, journeys, tmp_path)
     for journey in journeys:
         assert journey.row().state == "failed"
