@@ -81,7 +81,7 @@ def draw(seed: int, number: int, *, real: bool) -> Draw:
         backend=backend,
         real=real,
         api=tuple(api),
-        machine=_machine_fault(dice, backend, real=real) if dice.random() < 0.3 else None,
+        machine=_machine_fault(dice, backend, real=real) if dice.random() < 0.15 else None,
         ssh={} if real else struck,
         real_ssh=dice.choice(REAL_SSH) if real and struck else None,
         deaths=() if real else tuple(dice.randrange(PASSES) for _ in range(dice.choice((0, 1, 1, 2)))),
@@ -186,7 +186,7 @@ def _in_memory(world: World, one: Draw, figures: Figures) -> None:
         if not one.resumed:
             break
     reap(world)
-    if [run.state for run in world.ledger.list_runs()] == ["running"]:  # it had rented nothing that had to be reaped
+    if any(run.state not in ENDED for run in world.ledger.list_runs()):  # it had rented nothing that had to be reaped
         live(world)
         reap(world)
     _count_faults(figures, world.fake)
@@ -250,7 +250,7 @@ def _real(host: Host, control: Control, folder: Path, one: Draw, figures: Figure
     _count_faults(figures, control.fake)
     control.ask("DELETE", "faults")
     reaper.reap(host, yes=False, reporter=Memory())
-    if host.ledger.get_run(opened[0]).state == "running":  # as above
+    if host.ledger.get_run(opened[0]).state not in ENDED:  # as above
         execute(host, opened[0], stop=StopToken(), reporter=Memory(), unended=True)
     _judge_real(host, control, opened[0], figures)
 
