@@ -33,7 +33,7 @@ cp ~/starts kept
 echo over
 exit "${CODE:-0}"
 """
-_WITHIN_S = 240.0
+_WITHIN_S = 480.0
 LOG = b"begun\n%s\n%sover\n" % (hashlib.sha256(SENT).hexdigest().encode(), NUMBERS)
 KEPT = {"numbers": NUMBERS, "starts": b"started\n"}  # the second tells how often the command was started
 
