@@ -94,12 +94,18 @@ class Ledger:
         raise BadInput(self._no_such_run(ref, started))
 
     def list_runs(
-        self, *, limit: int | None = None, states: Collection[str] = (), owner: str | None = None
+        self,
+        *,
+        limit: int | None = None,
+        states: Collection[str] = (),
+        owner: str | None = None,
+        phase: str | None = None,
     ) -> Sequence[Run]:
-        """Give runs, newest first; `states` empty means all."""
+        """Give runs, newest first; `states` empty means all, as None does."""
         query = select(runs).order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(limit)
         if states:
             query = query.where(runs.c.state.in_(states))
+        query = query if phase is None else query.where(runs.c.phase == phase)
         return self._database.rows(Run, query if owner is None else query.where(runs.c.owner == owner))
 
     def update_run(self, run_id: str, **changes: Unpack[RunChanges]) -> None:

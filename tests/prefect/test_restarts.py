@@ -58,14 +58,19 @@ def test_host_that_ends_leaves_the_job_which_the_next_host_brings_to_its_end(
     assert_once(desk, truth, run_id)
 
 
-def test_cancel_while_no_host_lives_is_done_by_the_next(desk: Desk, truth: Control) -> None:
+def test_cancel_or_deletion_while_no_host_lives_is_done_by_the_next(desk: Desk, truth: Control) -> None:
     run_id, flow_run_id = running_job(desk)
+    deleted = desk.submit("echo begun; exec sleep 600")
+    desk.wrote(deleted[0], "begun")
     end_host(desk, signal.SIGKILL)
     prefect_api.cancel(desk.api, flow_run_id)
+    desk.ask("DELETE", f"/flow_runs/{deleted[1]}")
     controller.up(desk.settings)
     assert desk.ended(flow_run_id)[0] == "CANCELLED"
-    assert desk.run(run_id).state == "cancelled"
-    assert starts_and_left(truth, run_id) == (1, [])
+    until(lambda: desk.run(deleted[0]).state == "cancelled", within_s=60)
+    for one in (run_id, deleted[0]):
+        assert desk.run(one).state == "cancelled"
+        assert starts_and_left(truth, one) == (1, [])
 
 
 def test_run_that_a_dead_host_had_only_taken_is_begun_by_the_next(desk: Desk, truth: Control) -> None:
