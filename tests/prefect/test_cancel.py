@@ -210,7 +210,7 @@ def test_deletion_of_a_running_flow_run_cancels_the_run_and_no_other(desk: Desk,
 
 
 def assert_cancelled_as_deleted(desk: Desk, truth: Control, run_id: str) -> None:
-    until(lambda: desk.run(run_id).state in ENDED, within_s=60)
+    until(lambda: desk.run(run_id).state in ENDED, within_s=120)
     assert desk.run(run_id).error == f"run {run_id} was cancelled: its flow run was deleted in Prefect"
     assert starts_and_left(truth, run_id) == (1, [])
     assert (desk.settings.runs / run_id / "outputs" / "kept").read_text() == "saved\n"
@@ -232,4 +232,4 @@ def test_flow_run_counts_as_deleted_at_the_second_look_and_never_where_the_serve
             assert await again.among([deleted]) == set()  # it was not seen at the turn before
 
     desk.ask("DELETE", f"/flow_runs/{deleted}")
-    asyncio.run(asyncio.wait_for(look(), 60))
+    asyncio.run(asyncio.wait_for(look(), 120))
