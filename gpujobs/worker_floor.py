@@ -81,11 +81,11 @@ class Floor:
         seat = Seat(host=self._host, stop=stop)
         return self._begin(run.id, run.flow_run_id, seat, self._finish(run.id, flow_run, stop))
 
-    def cancel(self, run_id: str, *, why: str) -> bool:
-        """Stop a run that is driven here, which `why` says of it; False where it is not."""
+    def cancel(self, run_id: str, error: Cancelled) -> bool:
+        """Stop a run that is driven here, and have it end with `error`; False where it is not."""
         found = self._sitting.get(run_id)
         if found is not None:
-            found.stop.stop(Cancelled(f"run {run_id} {why}"))
+            found.stop.stop(error)
         return found is not None
 
     async def let_go(self, within_s: float) -> bool:
@@ -120,8 +120,6 @@ class Floor:
         state: State[Any] | None = None
         try:
             state = await _call(flow, flow_run)
-        except ObjectNotFound:
-            logger.info("flow run %s was deleted: nobody is told of its end", flow_run.id)
         except (Abort, Pause) as error:  # the server said no, or we let go: the state is what it should be
             logger.info("left in its state: %s", error)
         except Exception:

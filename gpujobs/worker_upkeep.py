@@ -23,8 +23,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.logging.loggers import flow_run_logger
 from prefect.states import Cancelled, Running, Scheduled
 
-from gpujobs import reaper
-from gpujobs.errors import BadInput
+from gpujobs import errors, reaper
 from gpujobs.flow import end_state, run_recipe
 from gpujobs.flow_log import RunLog
 from gpujobs.flow_page import tell_end
@@ -92,12 +91,15 @@ class Upkeep:
             if _is_suspended(flow_run):
                 await self._go_on(flow_run)
             elif flow_run.state is not None and not flow_run.state.is_paused():
-                self._floor.cancel(run_id_of(str(flow_run.id)), why="was cancelled in Prefect")
+                run_id = run_id_of(str(flow_run.id))
+                self._floor.cancel(run_id, errors.Cancelled(f"run {run_id} was cancelled in Prefect"))
 
     async def hear_deletions(self) -> None:
         """Stop the runs whose flow runs somebody has deleted: nobody could cancel them any more."""
         for flow_run_id in await self._deleted.among(self._unstopped()):
-            self._floor.cancel(run_id_of(str(flow_run_id)), why="was cancelled: its flow run was deleted in Prefect")
+            run_id = run_id_of(str(flow_run_id))
+            why = f"run {run_id} was cancelled: its flow run was deleted in Prefect"
+            self._floor.cancel(run_id, errors.FlowRunDeleted(why))
 
     def _unstopped(self) -> Sequence[UUID]:
         sitting = self._floor.sitting.values()
@@ -199,7 +201,7 @@ def _types(*types: StateType) -> FlowRunFilterState:
 def _ledger_run(host: Host, run_id: str) -> Run | None:
     try:
         found = host.ledger.get_run(run_id)
-    except BadInput:
+    except errors.BadInput:
         return None
     return found if found.id == run_id else None
 

@@ -210,7 +210,7 @@ def test_deletion_of_a_running_flow_run_cancels_the_run_and_no_other(desk: Desk,
 
 
 def assert_cancelled_as_deleted(desk: Desk, truth: Control, run_id: str) -> None:
-    until(lambda: desk.run(run_id).state in ENDED, within_s=120)
+    until(lambda: desk.run(run_id).state in ENDED, within_s=180)
     assert desk.run(run_id).error == f"run {run_id} was cancelled: its flow run was deleted in Prefect"
     assert starts_and_left(truth, run_id) == (1, [])
     assert (desk.settings.runs / run_id / "outputs" / "kept").read_text() == "saved\n"

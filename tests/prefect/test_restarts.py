@@ -61,7 +61,7 @@ def test_cancel_or_deletion_while_no_host_lives_is_done_by_the_next(desk: Desk, 
     desk.ask("DELETE", f"/flow_runs/{deleted[1]}")
     controller.up(desk.settings)
     assert desk.ended(flow_run_id)[0] == "CANCELLED"
-    until(lambda: desk.run(deleted[0]).state == "cancelled", within_s=120)
+    until(lambda: desk.run(deleted[0]).state == "cancelled", within_s=180)
     for one in (run_id, deleted[0]):
         assert desk.run(one).state == "cancelled"
         assert starts_and_left(truth, one) == (1, [])
