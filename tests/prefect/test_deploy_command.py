@@ -81,8 +81,12 @@ def test_deployment_on_a_pool_of_processes_is_run_to_its_end_by_prefects_own_wor
     worker = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process", "--pool", "cli-processes"]
     home = str(desk.settings.home / "prefect-cli")
     environment = {**os.environ, "PREFECT_API_URL": desk.api, "PREFECT_HOME": home}
-    subprocess.run([*worker, "--run-once"], cwd=folder, env=environment, check=True, timeout=300)
-    assert desk.ended(made["id"])[0] == "COMPLETED"
+    process = subprocess.Popen(worker, cwd=folder, env=environment, stdin=subprocess.DEVNULL)
+    try:
+        assert desk.ended(made["id"], within_s=240)[0] == "COMPLETED"
+    finally:
+        process.kill()
+        process.wait()
     run_id = run_id_of(made["id"])
     assert desk.ask("GET", f"/flow_runs/{made['id']}")["infrastructure_pid"]
     assert (desk.settings.runs / run_id / "output.log").read_text() == "0.1\n"
