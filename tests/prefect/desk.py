@@ -18,6 +18,7 @@ from gpujobs.ledger_rows import Run
 from gpujobs.settings import Settings
 from tests.cloud import STARTS, Control, recipe_for
 
+UNTIL_TOLD = "echo begun; while [ ! -e /tmp/go ]; do sleep 0.2; done"
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
 
 
@@ -138,6 +139,13 @@ def end_host(desk: Desk, number: signal.Signals) -> None:
     found = desk.controller()
     os.kill(found.worker_pid, number)
     until(lambda: not process.alive(found.worker_pid, found.worker_started), within_s=60)
+
+
+def let_go(truth: Control) -> None:
+    """Tell every job that waits `UNTIL_TOLD` to go on."""
+    containers = truth.fake.world.ground.containers
+    for name in containers.running():
+        containers.execute(name, "touch /tmp/go", timeout_s=30)
 
 
 def starts_and_left(truth: Control, run_id: str) -> tuple[int, Sequence[str]]:

@@ -13,7 +13,7 @@ from gpujobs.errors import BadInput
 from gpujobs.worker_slots import LeasedSlots
 from tests.clocks import ManualClock
 from tests.cloud import Control
-from tests.prefect.desk import starts_and_left, until
+from tests.prefect.desk import UNTIL_TOLD, let_go, starts_and_left, until
 from tests.prefect.site import FixedDesk, Site, opened
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.xdist_group("limits")]
@@ -21,7 +21,6 @@ GPU = "RTX 4090"
 LIMIT = f"gpujobs:{GPU}"
 TAKEN = f"all places of the team's limit {LIMIT} are taken"
 NOBODY = "http://127.0.0.1:9/api"
-UNTIL_TOLD = "echo begun; while [ ! -e /tmp/go ]; do sleep 0.2; done"
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +71,6 @@ def driven_here(desk: FixedDesk) -> str:
     until(lambda: desk.ledger.claim_run(run_id, "here", lease_s=600, now=desk.now()))
     desk.ledger.update_run(run_id, state="running")
     return run_id
-
-
-def let_go(truth: Control) -> None:
-    containers = truth.fake.world.ground.containers
-    for name in containers.running():
-        containers.execute(name, "touch /tmp/go", timeout_s=30)
 
 
 def test_serve_sets_the_pools_limit(desk: FixedDesk) -> None:

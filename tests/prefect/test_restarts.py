@@ -15,7 +15,7 @@ from gpujobs.lifecycle import execute, new_run_id, open_run
 from gpujobs.settings import Settings
 from gpujobs.worker_upkeep import taken_by
 from tests.cloud import Control, Memory, recipe_for
-from tests.prefect.desk import Desk, end_host, starts_and_left, until
+from tests.prefect.desk import UNTIL_TOLD, Desk, end_host, let_go, starts_and_left, until
 
 
 @pytest.fixture(autouse=True)
@@ -53,9 +53,9 @@ def test_host_that_ends_leaves_the_job_which_the_next_host_brings_to_its_end(
 
 
 def test_cancel_or_deletion_while_no_host_lives_is_done_by_the_next(desk: Desk, truth: Control) -> None:
-    run_id, flow_run_id = running_job(desk)
-    deleted = desk.submit("echo begun; exec sleep 600")
-    desk.wrote(deleted[0], "begun")
+    (run_id, flow_run_id), deleted = (desk.submit("echo begun; exec sleep 600") for _ in range(2))
+    for one in (run_id, deleted[0]):
+        desk.wrote(one, "begun")
     end_host(desk, signal.SIGKILL)
     prefect_api.cancel(desk.api, flow_run_id)
     desk.ask("DELETE", f"/flow_runs/{deleted[1]}")
@@ -68,9 +68,10 @@ def test_cancel_or_deletion_while_no_host_lives_is_done_by_the_next(desk: Desk, 
 
 
 def test_end_that_came_while_no_host_lived_is_told_by_the_next(desk: Desk, truth: Control) -> None:
-    run_id, flow_run_id = desk.submit("echo begun; sleep 3; echo over")
+    run_id, flow_run_id = desk.submit(f"{UNTIL_TOLD}; echo over")
     desk.wrote(run_id, "begun")
     end_host(desk, signal.SIGKILL)
+    let_go(truth)
     desk.ledger.release_claim(run_id, desk.run(run_id).driver)  # as if its lease had run out
     with Host.open(desk.settings) as host:  # as `gpujobs resume` does
         assert execute(host, run_id, stop=StopToken(), reporter=Memory()).state == "succeeded"
