@@ -1,5 +1,6 @@
 """The study in examples/: 24 trainings over 4 machines, one of which dies on the way; nothing is lost or paid twice."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -25,7 +26,7 @@ def test_the_study_is_whole_though_a_machine_is_killed_amid_it(  # noqa: PLR0917
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("gpujobs.host.Timing", lambda: QUICK)
+    monkeypatch.setattr("gpujobs.host.Timing", lambda: replace(QUICK, lost_s=8.0))
     study = load(EXAMPLE, monkeypatch)
     came: list[Any] = []
 
@@ -34,7 +35,7 @@ def test_the_study_is_whole_though_a_machine_is_killed_amid_it(  # noqa: PLR0917
         if len(came) == 1:
             control.ask("POST", "faults", {"kind": "dies_mid_run", "machine": cell.machine, "seconds": 0, "count": 1})
 
-    cells = study.main(["--infra", backend, "--epochs", "2", "--picture", str(tmp_path / "study.svg")], each=tell)
+    cells = study.main(["--infra", backend, "--epochs", "1", "--picture", str(tmp_path / "study.svg")], each=tell)
 
     wanted = [(rate, seed) for rate in study.RATES for seed in study.SEEDS]
     assert len(wanted) == 24
