@@ -74,12 +74,16 @@ def peer(python: Path, name: str, folder: str) -> Iterator[Callable[[], float]]:
     """Give what measures one round of a peer's."""
     command = [str(python), str(HERE / "fleet_peers.py"), name]
     env = {**os.environ, "PATH": f"{python.parent}:{os.environ['PATH']}"}
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with subprocess.Popen(command, text=True, cwd=folder, env=env, **pipes) as process:
 
         def ask() -> float:
             print("go", file=process.stdin, flush=True)
-            return next(float(line.split()[1]) for line in process.stdout or [] if line.startswith("took "))
+            for line in process.stdout or []:
+                if line.startswith("took "):
+                    return float(line.split()[1])
+                print(f"{name}: {line}", end="", file=sys.stderr)
+            raise ChildProcessError(name)
 
         try:
             yield ask

@@ -31,7 +31,7 @@ class Teller:
         with self._changed:
             self._ends.extend(ends)
             self._help()
-            self._changed.notify()
+            self._changed.notify_all()
 
     def look(self) -> None:
         """Give what waits behind a call that stays a thread of its own; to be called now and then."""
