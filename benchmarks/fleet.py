@@ -115,7 +115,7 @@ def ssh_to(pool: "Fleet", folder: str) -> tuple[list[str], str]:
 
 def round_trips(pool: "Fleet", folder: str, rounds: int) -> Iterator[tuple[str, str, list[tuple[float, float]]]]:
     """Measure one task, and a large array, beside OpenSSH's programs on the same machine."""
-    import numpy as np
+    import numpy as np  # noqa: PLC0415 - not needed for the tasks
 
     words, at = ssh_to(pool, folder)
     ssh = ["ssh", *words, at, "python3", "-c", "pass"]
@@ -147,8 +147,8 @@ def report(what: str, other: str, pairs: list[tuple[float, float]]) -> None:
 
 def main(rounds: int) -> None:
     """Measure and print."""
-    from fake_server import FakeCloud  # the machine imports this file too, and has no fake
-    from gpujobs import Fleet
+    from fake_server import FakeCloud  # noqa: PLC0415 - the machine imports this file too, and has no fake
+    from gpujobs import Fleet  # noqa: PLC0415 - as above
 
     with tempfile.TemporaryDirectory() as home:
         os.environ.update({"GPUJOBS_HOME": home, "XDG_CONFIG_HOME": home})

@@ -3,7 +3,6 @@
 Runs in an environment of the peers' own. For each line that it reads, it prints the seconds that a task took.
 """
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,9 @@ def nothing(number: int) -> int:
 
 def meet(number: int) -> int:
     """Take a worker for half a second, so that another takes the next."""
+    import os  # noqa: PLC0415 - Parsl sends the function without its module
+    import time  # noqa: PLC0415 - as above
+
     time.sleep(0.5)
     return os.getpid() + 0 * number
 
@@ -37,20 +39,22 @@ def processes() -> Iterator[Submit]:
 @contextmanager
 def dask() -> Iterator[Submit]:
     """Give a local cluster of Dask distributed."""
-    from distributed import Client, LocalCluster
+    from distributed import Client, LocalCluster  # noqa: PLC0415 - no other peer has it
 
-    with LocalCluster(n_workers=WORKERS, threads_per_worker=1, dashboard_address=None) as cluster:
-        with Client(cluster) as client:
-            yield lambda function, number: client.submit(function, number, pure=False)
+    with (
+        LocalCluster(n_workers=WORKERS, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster) as ask,
+    ):
+        yield lambda function, number: ask.submit(function, number, pure=False)
 
 
 @contextmanager
 def parsl() -> Iterator[Submit]:
     """Give Parsl's HighThroughputExecutor with a local provider."""
-    import parsl as library
-    from parsl.config import Config
-    from parsl.executors import HighThroughputExecutor
-    from parsl.providers import LocalProvider
+    import parsl as library  # noqa: PLC0415 - no other peer has it
+    from parsl.config import Config  # noqa: PLC0415 - no other peer has it
+    from parsl.executors import HighThroughputExecutor  # noqa: PLC0415 - no other peer has it
+    from parsl.providers import LocalProvider  # noqa: PLC0415 - no other peer has it
 
     workers = HighThroughputExecutor(
         address="127.0.0.1", max_workers_per_node=WORKERS, provider=LocalProvider(init_blocks=1, max_blocks=1)
@@ -63,7 +67,7 @@ def parsl() -> Iterator[Submit]:
 @contextmanager
 def submitit() -> Iterator[Submit]:
     """Give submitit's LocalExecutor, which has no workers: a process begins with each task."""
-    from submitit import LocalExecutor
+    from submitit import LocalExecutor  # noqa: PLC0415 - no other peer has it
 
     executor = LocalExecutor(folder="submitit")
     executor.update_parameters(timeout_min=5)
