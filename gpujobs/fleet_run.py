@@ -5,7 +5,6 @@ import concurrent.futures.thread  # noqa: F401 - for its hook; see the end of th
 import shutil
 import sys
 import threading
-from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import suppress
 
@@ -213,7 +212,7 @@ class FleetRun:
             self._crew.remove(machine)
             error = machine.error or MachineLost("its work there ended early")
             if machine.end == "broken":
-                self._fail_tasks(machine.left, error)
+                self.dealer.fail(machine.left, error)
                 raise error
             self._again(job, machine, error)
             if machine.end == "lost":
@@ -233,7 +232,7 @@ class FleetRun:
         if not machine.released:
             again = []
         kept = {task.number for task in again}
-        self._fail_tasks([task for task in machine.left if task.number not in kept], error)
+        self.dealer.fail([task for task in machine.left if task.number not in kept], error)
         self.dealer.add(again, first=True)
 
     def _release_all(self, failed: GpujobsError | None) -> None:
@@ -242,15 +241,10 @@ class FleetRun:
         self._fail_all(failed or MachineLost("the fleet is over"))
         for machine in self._crew:
             machine.join()
-            self._fail_tasks(machine.left, failed or MachineLost("the fleet is over"))
+            self.dealer.fail(machine.left, failed or MachineLost("the fleet is over"))
 
     def _fail_all(self, error: BaseException) -> None:
-        for task in self.dealer.take_queue():
-            task.fail(error)
-
-    def _fail_tasks(self, tasks: Sequence[Task], error: BaseException) -> None:
-        for task in tasks:
-            task.fail(error)
+        self.dealer.fail(self.dealer.take_queue(), error)
 
 
 _fleets: set[FleetRun] = set()
