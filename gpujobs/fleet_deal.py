@@ -14,12 +14,13 @@ from typing import BinaryIO
 
 from gpujobs.call_recipe import join_script
 from gpujobs.errors import GpujobsError, MachineLost, RemoteFailure, Unreachable
-from gpujobs.fleet_task import Task, death
+from gpujobs.fleet_task import Part, Task, death
 from gpujobs.remote.encode import MAX_BYTES
 from gpujobs.shell import Shell
 from gpujobs.shell_stream import Stream
 
 _FRAME = struct.Struct(">cQQ")  # as remote/foreman.py has it
+_LETTERS = {b"h", b"r", b"x", b"w"}
 _SHORT_BYTES = 2**20
 _TICK_S, _FULL_S = 1.0, 0.01
 _TURNS = 64  # so often one machine is listened to before the others are
@@ -231,7 +232,7 @@ class Dealer:
                     return
                 letter, number, size = _FRAME.unpack_from(link.heard)
                 del link.heard[: _FRAME.size]
-                if letter not in {b"h", b"r", b"x"} or size > (MAX_BYTES + 64 if letter == b"r" else _SHORT_BYTES):
+                if letter not in _LETTERS or size > (MAX_BYTES + 64 if letter == b"r" else _SHORT_BYTES):
                     raise RemoteFailure(f"{link.name} sent what is no frame of ours")
                 link.result = (letter, number, size, tempfile.TemporaryFile())  # noqa: SIM115 - closed by who reads it
             letter, number, left, file = link.result
@@ -249,6 +250,12 @@ class Dealer:
         if letter == b"h":
             with file:
                 self._catch_up(link, _known(file.read()))
+            return
+        if letter == b"w":
+            with file:
+                part = _part(link, file.read())
+            if number in link.tasks:
+                link.tasks[number].future.part = part
             return
         link.put(b"a", number)
         task = link.tasks.pop(number, None)
@@ -308,6 +315,17 @@ class Dealer:
     def _wake(self) -> None:
         with suppress(BlockingIOError, OSError):
             os.write(self._wake_in, b"!")
+
+
+def _part(link: Link, text: bytes) -> Part:
+    try:
+        told = json.loads(text)
+        begin, end = told["from"], told["to"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise RemoteFailure(f"the machine does not say where a task's output is: {error}") from error
+    if type(begin) is not int or type(end) not in {int, type(None)} or begin < 0:
+        raise RemoteFailure(f"the machine says that a task's output is from {begin!r:.40} to {end!r:.40}")
+    return Part(attempt=int(link.name.rpartition("-")[2]), begin=begin, end=end)
 
 
 def _known(text: bytes) -> frozenset[int]:
