@@ -34,7 +34,7 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-class _Stopped(Exception):
+class _Stopped(BaseException):
     """The flow run is cancelled, or its process is told to end."""
 
 
@@ -156,11 +156,12 @@ class Crew:
                 time.sleep(_LOOK_S)
                 tail.look()
             value = future.result()
-        except _Stopped:
-            self.cancel()
+        except Exception:
+            future.cancel()
             raise
         except BaseException:
-            future.cancel()
+            self.cancel()
+            self._fleet.shutdown(wait=True)  # Prefect ends a cancelled flow's process without another word
             raise
         finally:
             log.flush(force=True)
@@ -184,8 +185,10 @@ def _alone(calls: Calls[..., _R], log: RunLog, args: Sequence[Any], kwargs: Any)
     try:
         _await(job, log, Silent)
         value = job.result()
-    except BaseException:
+    except BaseException as error:
         job.cancel()
+        if not isinstance(error, Exception):
+            job.wait_released()  # as above
         raise
     finally:
         log.flush(force=True)

@@ -21,12 +21,12 @@ LIMIT_S = 300
 WORK = """
 @gpu_job(**KEYS)
 def train(rate: float, epochs: int = 2) -> dict:
-    print("rate", rate, "epochs", epochs, flush=True)
+    print(f"rate {rate} epochs {epochs}", flush=True)
     return {"loss": rate * epochs}
 
 @gpu_job(**KEYS)
 def shaky(name: str) -> str:
-    print("told by", name, flush=True)
+    print(f"told by {name}", flush=True)
     raise ValueError(name)
 
 @gpu_job(**KEYS)
@@ -66,6 +66,7 @@ def leaving() -> str:
 
 @flow
 def long() -> None:
+    many = sleep.map([601, 602])
     sleep.submit(600).result()
 
 if __name__ == "__main__":
@@ -154,15 +155,24 @@ def test_calls_in_a_flow_are_task_runs(desk: Desk, truth: Control, script: Path)
     assert truth.left() == []
 
 
+def asleep(desk: Desk, known: set[Path]) -> Sequence[Path]:
+    """The runs' logs, of those that are not known, that say that their work has begun."""
+    logs = [run / "output.log" for run in desk.settings.runs.iterdir() if run not in known]
+    return [log for log in logs if log.exists() and "asleep" in log.read_text()]
+
+
 def test_a_flow_that_is_cancelled_stops_its_calls_and_releases(desk: Desk, truth: Control, script: Path) -> None:
     known = set(desk.settings.runs.iterdir()) if desk.settings.runs.exists() else set()
     with subprocess.Popen(
-        [sys.executable, str(script), "long"], cwd=script.parent, env=environment(desk), stderr=subprocess.PIPE, text=True
+        [sys.executable, str(script), "long"],
+        cwd=script.parent,
+        env=environment(desk),
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
-        asleep = lambda: any("asleep" in log.read_text() for one in set(desk.settings.runs.iterdir()) - known for log in one.glob("output.log"))  # noqa: E731
-        until(asleep, within_s=120)
+        until(lambda: len(asleep(desk, known)) == 2, within_s=120)
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=LIMIT_S)
-    [run] = task_runs(desk, "long")["sleep"]
-    assert run["state_type"] == "CANCELLED", err
+    states = [one["state_type"] for one in task_runs(desk, "long")["sleep"]]
+    assert states == ["CANCELLED"] * 3, err
     assert truth.left() == []
