@@ -179,21 +179,41 @@ class Crew:
 
 
 def _alone(calls: Calls[..., _R], log: RunLog, args: Sequence[Any], kwargs: Any) -> _R:
-    """Make a call on a machine of its own; however this ends, nothing of it goes on."""
-    job = calls.begin(log, *args, **kwargs)
-    log.logger.info("gpujobs run %s", job.run_id)
+    """Make a call on a machine of its own; however this ends, nothing of it goes on.
+
+    It begins in another thread: a time-out of Prefect's strikes this one anywhere, and must not lose a job that begins.
+    """
+    begun: Future[Job[_R]] = Future()
     try:
+        threading.Thread(target=_settle, args=(begun, lambda: calls.begin(log, *args, **kwargs)), daemon=True).start()
+        _await(begun, log, Silent)
+        job = begun.result()
+        log.logger.info("gpujobs run %s", job.run_id)
         _await(job, log, Silent)
         value = job.result()
     except BaseException as error:
-        job.cancel()
+        begun.add_done_callback(_cancel)
         if not isinstance(error, Exception):
-            job.wait_released()  # as above
+            concurrent.futures.wait([begun])
+            if begun.exception() is None:
+                begun.result().wait_released()  # as above
         raise
     finally:
         log.flush(force=True)
     tell(job.run_id, calls.function.__name__, value, attempt=None)
     return value
+
+
+def _settle(future: Future[_R], make: Callable[[], _R]) -> None:
+    try:
+        future.set_result(make())
+    except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits
+        future.set_exception(error)
+
+
+def _cancel(begun: Future[Job[Any]]) -> None:
+    if begun.exception() is None:
+        begun.result().cancel()
 
 
 def _call(make: Callable[[RunLog], _R]) -> Any:

@@ -16,10 +16,12 @@ from gpujobs.call_job import Job, submit
 from gpujobs.call_outcome import Wanted
 from gpujobs.call_recipe import OURS, Keys, for_call, template
 from gpujobs.call_source import find_source, is_importable, source_folder
+from gpujobs.deploy import Deployed
 from gpujobs.errors import BadInput
 from gpujobs.fleet import Fleet
 from gpujobs.fleet_results import Results
 from gpujobs.models import Reporter
+from gpujobs.prefect_api import POOL
 from gpujobs.progress import TerminalReporter
 from gpujobs.recipe import Recipe
 
@@ -143,6 +145,27 @@ class GpuFunction(Generic[_P, _R]):
             raise
         fleet.shutdown(wait=False)
         return Results(fleet, futures, return_exceptions=return_exceptions)
+
+    def deploy(
+        self, name: str = "", *, cron: str | None = None, timezone: str | None = None, pool: str = POOL
+    ) -> Deployed:
+        """Make a deployment of it in Prefect, whose form asks for its arguments; the same again changes nothing.
+
+        The folder that goes up must be where the pool's hosts are. Imports Prefect.
+
+        Args:
+            name: the deployment's; left out: the function's.
+            cron: when it runs by itself, as "0 2 * * *"; needs a default for each parameter.
+            timezone: of the cron line; left out: Asia/Shanghai.
+            pool: the work pool: that of `gpujobs serve`, or one of type process.
+
+        Raises:
+            BadInput: the function has no name to be imported by, a parameter cannot be in a form, or a word is wrong.
+        """
+        from gpujobs.call_deploy import deploy  # noqa: PLC0415 - as above
+
+        schedule = {key: value for key, value in (("cron", cron), ("timezone", timezone)) if value is not None}
+        return deploy(self.__wrapped__, self._common, self._keys, name=name, schedule=schedule, pool=pool)
 
     @cached_property
     def wanted(self) -> Wanted:

@@ -1,0 +1,133 @@
+"""The flow behind a deployed function: a form's values become a call, run as any recipe is, and its result is shown.
+
+No code of the user's runs here: the function's folder goes up, and the machine imports it.
+"""
+
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect.artifacts import acreate_markdown_artifact
+from prefect.client.schemas.objects import State
+from prefect.flows import Flow
+from prefect.runtime import flow_run
+from prefect.states import Completed, Failed
+
+from gpujobs.call_deploy import FROM_FORM, OURS
+from gpujobs.call_files import CALL_FOLDER, write_named
+from gpujobs.call_outcome import Wanted, ending_of, result_of
+from gpujobs.call_page import RESULT_CHARS, fenced
+from gpujobs.call_recipe import OUTCOME, for_call
+from gpujobs.call_shown import shown
+from gpujobs.errors import BadInput, BadResult
+from gpujobs.flow import SEAT, Seat, run_recipe, seated
+from gpujobs.flow_facts import artifact_key
+from gpujobs.flow_work import in_thread
+from gpujobs.ledger_rows import ENDED
+from gpujobs.prefect_api import run_id_of
+from gpujobs.recipe import Recipe
+
+_MESSAGE_CHARS = 300
+_READ_BYTES = 2**20  # what is larger is not read only to be shown
+_log = logging.getLogger(__name__)
+
+
+class _CallFlow(Flow[..., Any]):
+    """A flow whose parameters are those of another function, which only the machine knows."""
+
+    def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Gather what the form sent; that it fits the function's signature, Prefect's server has seen to."""
+        arguments = dict(parameters)
+        return {"call": arguments.pop(OURS, {}), "arguments": arguments}
+
+
+def _flow_run_name() -> str:
+    given = flow_run.parameters or {}
+    call = given.get("call") or given.get(OURS) or {}
+    return f"{call.get('recipe', {}).get('name', 'run')}-{run_id_of(str(flow_run.id))}"
+
+
+async def _run_call(call: dict[str, Any], arguments: dict[str, Any]) -> State[Any]:
+    """Rent a GPU machine, call the function on it, show what it returns, switch it off."""
+    run_id = run_id_of(str(flow_run.id))
+    async with seated() as seat:
+        before = SEAT.set(seat)
+        try:
+            return await _in_seat(seat, run_id, call, arguments)
+        finally:
+            SEAT.reset(before)
+
+
+async def _in_seat(seat: Seat, run_id: str, call: dict[str, Any], arguments: dict[str, Any]) -> State[Any]:
+    folder, thread = seat.host.settings.runs / run_id, f"gpujobs-{run_id}-call"
+    try:
+        recipe: Recipe = await in_thread(lambda: _prepared(folder / CALL_FOLDER, call, arguments), name=thread)
+    except BadInput as error:
+        return Failed(message=f"{error}; nothing was rented")
+    state: State[Any] = await run_recipe.fn(recipe)
+    told: tuple[str, str] | None = await in_thread(lambda: _told(seat, run_id), name=thread)
+    if told is None:
+        return state
+    short, page = told
+    if page:
+        await _show(recipe.name, page)
+    if state.is_completed():
+        return Completed(message=f"returned {short}; {state.message}")
+    return Failed(message=short) if state.is_failed() else state
+
+
+def _prepared(files: Path, call: Mapping[str, Any], arguments: Mapping[str, Any]) -> Recipe:
+    """Write the call's files, again where the run is gone on with, and give its recipe."""
+    try:
+        common = Recipe.model_validate(call["recipe"])
+        workdir, python, trust_remote = str(call["workdir"]), str(call["python"]), call["trust_remote"] is True
+        kinds: Mapping[str, str] = call["kinds"]
+        values = {name: FROM_FORM[kinds[name]](one) if name in kinds else one for name, one in arguments.items()}
+        write_named(files, call["named"], values, trust_remote=trust_remote)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"the function cannot be called so: {error!r}; if the form is right, deploy it again") from error
+    return for_call(common, workdir=workdir, files=files, python=python)
+
+
+def _told(seat: Seat, run_id: str) -> tuple[str, str] | None:
+    """Tell what came of the call, in short and for its page; None where it never began, or goes on."""
+    folder = seat.host.settings.runs / run_id
+    try:
+        run = seat.host.ledger.get_run(run_id)
+    except BadInput:  # it was skipped or refused
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    if run.state not in ENDED:
+        return None
+    shutil.rmtree(folder / CALL_FOLDER, ignore_errors=True)
+    codes = [row.exit_code for row in seat.host.ledger.attempts(run_id)]
+    outcome = folder / "outputs" / OUTCOME
+    size = sum(path.stat().st_size for path in outcome.glob("outcome"))
+    if run.state == "succeeded" and size > _READ_BYTES:
+        return f"{size} bytes, for gpujobs.Job.from_id({run_id!r}, …)", ""
+    try:
+        value = result_of(outcome, ending_of(run, codes), Wanted(hint=Any, trust_remote=False, as_fields=True))
+    except BadResult as error:
+        return str(error)[:_MESSAGE_CHARS], ""
+    except Exception as error:  # noqa: BLE001 - the function's own, or how the run ended
+        return f"{type(error).__name__}: {error}"[:_MESSAGE_CHARS], ""
+    return shown(value, _MESSAGE_CHARS), shown(value, RESULT_CHARS)
+
+
+async def _show(name: str, text: str) -> None:
+    try:
+        markdown = f"**Returned**\n\n{fenced(text)}\n"
+        await acreate_markdown_artifact(markdown, key=artifact_key(name, "result"), description=text[:200])
+    except Exception as error:  # noqa: BLE001 - the call is made, whether Prefect shows it or not
+        _log.warning("a deployed function's result is not shown: %s", error)
+
+
+run_call = _CallFlow(
+    _run_call,
+    name=run_recipe.name,
+    flow_run_name=_flow_run_name,
+    retries=0,
+    persist_result=False,
+)
