@@ -24,7 +24,6 @@ FROM_FORM: Mapping[str, Callable[[Any], Any]] = {  # what a form gives otherwise
     "date-time": datetime.fromisoformat,
     "date": date.fromisoformat,
 }
-OURS = "gpujobs"  # the parameter that the form does not show: what is called, and on what
 _START_S = 90.0
 
 
@@ -77,8 +76,14 @@ def deploy(
             "work_pool_name": pool,
             "tags": ["gpujobs", *names, f"recipe:{recipe.name}"],
             "description": _description(function, source.workdir),
-            "parameters": {OURS: values},
-            "parameter_openapi_schema": schema,
+            "parameters": {"arguments": _defaults(schema), "call": values},
+            "parameter_openapi_schema": {
+                "title": "Parameters",
+                "type": "object",
+                "properties": {"arguments": {**schema, "title": function.__name__, "default": _defaults(schema)}},
+                "required": ["arguments"],
+                "definitions": {},
+            },
             "enforce_parameter_schema": True,
             "schedules": schedules_of(recipe),
         },
@@ -96,12 +101,10 @@ def _schedule(given: Mapping[str, str]) -> Schedule:
 
 
 def _form(function: Callable[..., Any], *, scheduled: bool) -> dict[str, Any]:
-    """Give the form's schema; raises BadInput for a parameter that cannot be filled in there."""
+    """Give the schema of the arguments; raises BadInput for a parameter that cannot be filled in there."""
     for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.kind not in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY} or name == OURS:
-            raise BadInput(
-                f"the parameter {parameter} of {function.__qualname__} cannot be in a form; name it otherwise"
-            )
+        if parameter.kind not in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY}:
+            raise BadInput(f"the parameter {parameter} of {function.__qualname__} cannot be in a form")
         if scheduled and parameter.default is parameter.empty:
             raise BadInput(
                 f"a schedule fills in no form: give the parameter {name} of {function.__qualname__} a default"
@@ -113,7 +116,11 @@ def _form(function: Callable[..., Any], *, scheduled: bool) -> dict[str, Any]:
                 f"the parameter {name} of {function.__qualname__} is of a class of its own, which a form cannot give; "
                 "let it take numbers, texts, lists and dicts, and make the object inside"
             )
-    return schema
+    return {"type": "object", "properties": schema["properties"], "required": schema.get("required", [])}
+
+
+def _defaults(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: field["default"] for name, field in schema["properties"].items() if "default" in field}
 
 
 def _kind(field: Mapping[str, Any]) -> str:

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prefect import flow
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.client.schemas.objects import State
-from prefect.flows import Flow
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
-from gpujobs.call_deploy import FROM_FORM, OURS
+from gpujobs.call_deploy import FROM_FORM
 from gpujobs.call_files import CALL_FOLDER, write_named
 from gpujobs.call_outcome import Wanted, ending_of, result_of
 from gpujobs.call_page import RESULT_CHARS, fenced
@@ -31,25 +31,23 @@ from gpujobs.recipe import Recipe
 
 _MESSAGE_CHARS = 300
 _READ_BYTES = 2**20  # what is larger is not read only to be shown
+Group = dict[str, Any]
 _log = logging.getLogger(__name__)
 
 
-class _CallFlow(Flow[..., Any]):
-    """A flow whose parameters are those of another function, which only the machine knows."""
-
-    def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Gather what the form sent; that it fits the function's signature, Prefect's server has seen to."""
-        arguments = dict(parameters)
-        return {"call": arguments.pop(OURS, {}), "arguments": arguments}
-
-
 def _flow_run_name() -> str:
-    given = flow_run.parameters or {}
-    call = given.get("call") or given.get(OURS) or {}
+    call = (flow_run.parameters or {}).get("call") or {}
     return f"{call.get('recipe', {}).get('name', 'run')}-{run_id_of(str(flow_run.id))}"
 
 
-async def _run_call(call: dict[str, Any], arguments: dict[str, Any]) -> State[Any]:
+@flow(
+    name=run_recipe.name,
+    flow_run_name=_flow_run_name,
+    retries=0,
+    persist_result=False,
+    validate_parameters=False,  # that they fit the function's signature, the server has seen to
+)
+async def run_call(*, arguments: Group, call: Group) -> State[Any]:
     """Rent a GPU machine, call the function on it, show what it returns, switch it off."""
     run_id = run_id_of(str(flow_run.id))
     async with seated() as seat:
@@ -60,7 +58,7 @@ async def _run_call(call: dict[str, Any], arguments: dict[str, Any]) -> State[An
             SEAT.reset(before)
 
 
-async def _in_seat(seat: Seat, run_id: str, call: dict[str, Any], arguments: dict[str, Any]) -> State[Any]:
+async def _in_seat(seat: Seat, run_id: str, call: Group, arguments: Group) -> State[Any]:
     folder, thread = seat.host.settings.runs / run_id, f"gpujobs-{run_id}-call"
     try:
         recipe: Recipe = await in_thread(lambda: _prepared(folder / CALL_FOLDER, call, arguments), name=thread)
@@ -122,12 +120,3 @@ async def _show(name: str, text: str) -> None:
         await acreate_markdown_artifact(markdown, key=artifact_key(name, "result"), description=text[:200])
     except Exception as error:  # noqa: BLE001 - the call is made, whether Prefect shows it or not
         _log.warning("a deployed function's result is not shown: %s", error)
-
-
-run_call = _CallFlow(
-    _run_call,
-    name=run_recipe.name,
-    flow_run_name=_flow_run_name,
-    retries=0,
-    persist_result=False,
-)
