@@ -179,6 +179,7 @@ def test_editors_and_mypy_know_arguments_and_results(tmp_path: Path) -> None:
         """
 from typing import assert_type
 from gpujobs import Job, gpu_job
+from prefect.futures import PrefectFuture, PrefectFutureList
 
 @gpu_job(accelerators="RTX 4090:1", infra=["autodl"], max_duration="2h", budget=20)
 def train(lr: float, *, epochs: int = 10) -> dict[str, float]:
@@ -192,18 +193,23 @@ async def main() -> None:
     assert_type(train.submit(0.1).result(timeout=1), dict[str, float])
     assert_type(await train.aremote(0.1), dict[str, float])
     assert_type(train.submit(0.1).cost, float | None)
+    assert_type(train.with_options(retries=2)(0.1), dict[str, float])
+    assert_type(train.with_options().submit(0.1), PrefectFuture[dict[str, float]])
+    assert_type(train.with_options().map([0.1]), PrefectFutureList[PrefectFuture[dict[str, float]]])
 
 train.remote("fast")
 train.submit(0.1, 3)
 train.remote(0.1, epoch=3)
 gpu_job(accelerators="RTX 4090", max_durations="2h")
 gpu_job(accelerators="RTX 4090", budget="much")
+train.with_options(retry=2)
+train.with_options().submit("fast")
 """
     )
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--cache-dir", str(tmp_path), "typed.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     found = [line.split(":")[1] for line in done.stdout.splitlines() if line.startswith("typed.py") and "error" in line]
-    assert sorted(set(found), key=int) == ["18", "19", "20", "21", "22"], done.stdout + done.stderr
+    assert sorted(set(found), key=int) == ["22", "23", "24", "25", "26", "27", "28"], done.stdout + done.stderr
 
 
 def test_importing_the_package_brings_nothing() -> None:
