@@ -6,6 +6,7 @@ No code of the user's runs here: the function's folder goes up, and the machine 
 import logging
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from gpujobs.call_outcome import Wanted, ending_of, result_of
 from gpujobs.call_page import RESULT_CHARS, fenced
 from gpujobs.call_recipe import OUTCOME, for_call
 from gpujobs.call_shown import shown
-from gpujobs.errors import BadInput, BadResult
+from gpujobs.errors import BadInput
 from gpujobs.flow import SEAT, Seat, run_recipe, seated
 from gpujobs.flow_facts import artifact_key
 from gpujobs.flow_work import in_thread
@@ -33,6 +34,15 @@ _MESSAGE_CHARS = 300
 _READ_BYTES = 2**20  # what is larger is not read only to be shown
 Group = dict[str, Any]
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Told:
+    """What came of a call: what it returned, in short and for the page, or why there is nothing."""
+
+    returned: str = ""
+    page: str = ""
+    error: str = ""
 
 
 def _flow_run_name() -> str:
@@ -65,15 +75,14 @@ async def _in_seat(seat: Seat, run_id: str, call: Group, arguments: Group) -> St
     except BadInput as error:
         return Failed(message=f"{error}; nothing was rented")
     state: State[Any] = await run_recipe.fn(recipe)
-    told: tuple[str, str] | None = await in_thread(lambda: _told(seat, run_id), name=thread)
-    if told is None:
+    told: _Told | None = await in_thread(lambda: _told(seat, run_id, pickled=bool(call["trust_remote"])), name=thread)
+    if told is None or not (state.is_completed() or state.is_failed()):
         return state
-    short, page = told
-    if page:
-        await _show(recipe.name, page)
-    if state.is_completed():
-        return Completed(message=f"returned {short}; {state.message}")
-    return Failed(message=short) if state.is_failed() else state
+    if told.error:
+        return Failed(message=told.error)
+    if told.page:
+        await _show(recipe.name, told.page)
+    return Completed(message=f"returned {told.returned}; {state.message}")
 
 
 def _prepared(files: Path, call: Mapping[str, Any], arguments: Mapping[str, Any]) -> Recipe:
@@ -89,8 +98,8 @@ def _prepared(files: Path, call: Mapping[str, Any], arguments: Mapping[str, Any]
     return for_call(common, workdir=workdir, files=files, python=python)
 
 
-def _told(seat: Seat, run_id: str) -> tuple[str, str] | None:
-    """Tell what came of the call, in short and for its page; None where it never began, or goes on."""
+def _told(seat: Seat, run_id: str, *, pickled: bool) -> _Told | None:
+    """Tell what came of the call; None where it never began, or goes on."""
     folder = seat.host.settings.runs / run_id
     try:
         run = seat.host.ledger.get_run(run_id)
@@ -103,15 +112,14 @@ def _told(seat: Seat, run_id: str) -> tuple[str, str] | None:
     codes = [row.exit_code for row in seat.host.ledger.attempts(run_id)]
     outcome = folder / "outputs" / OUTCOME
     size = sum(path.stat().st_size for path in outcome.glob("outcome"))
-    if run.state == "succeeded" and size > _READ_BYTES:
-        return f"{size} bytes, for gpujobs.Job.from_id({run_id!r}, …)", ""
+    if run.state == "succeeded" and (pickled or size > _READ_BYTES):
+        kind = "a pickle of " if pickled else ""
+        return _Told(returned=f"{kind}{size} bytes, for gpujobs.Job.from_id({run_id!r}, …)")
     try:
         value = result_of(outcome, ending_of(run, codes), Wanted(hint=Any, trust_remote=False, as_fields=True))
-    except BadResult as error:
-        return str(error)[:_MESSAGE_CHARS], ""
     except Exception as error:  # noqa: BLE001 - the function's own, or how the run ended
-        return f"{type(error).__name__}: {error}"[:_MESSAGE_CHARS], ""
-    return shown(value, _MESSAGE_CHARS), shown(value, RESULT_CHARS)
+        return _Told(error=f"{type(error).__name__}: {error}"[:_MESSAGE_CHARS])
+    return _Told(returned=shown(value, _MESSAGE_CHARS), page=shown(value, RESULT_CHARS))
 
 
 async def _show(name: str, text: str) -> None:

@@ -18,6 +18,7 @@ from prefect.states import Cancelled
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import TaskOptions
 
+from gpujobs import errors
 from gpujobs.call_job import Job, Silent
 from gpujobs.call_page import Told, tell
 from gpujobs.call_tail import Tail
@@ -221,7 +222,7 @@ def _call(make: Callable[[RunLog], _R]) -> Any:
     logger: Logger = get_run_logger()
     try:
         return make(RunLog(logger, where="the run's folder"))
-    except (_Stopped, CancelledError) as error:
+    except (_Stopped, CancelledError, errors.Cancelled) as error:
         return Cancelled(message=str(error) or "the call was cancelled")
 
 

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from gpujobs.call_recipe import join_script
 from gpujobs.errors import GpujobsError, MachineLost, RemoteFailure, Unreachable
-from gpujobs.fleet_task import Part, Task, death
+from gpujobs.fleet_task import Task, death, part_told
 from gpujobs.remote.encode import MAX_BYTES
 from gpujobs.shell import Shell
 from gpujobs.shell_stream import Stream
@@ -253,7 +253,7 @@ class Dealer:
             return
         if letter == b"w":
             with file:
-                part = _part(link, file.read())
+                part = part_told(link.name, file.read())
             if number in link.tasks:
                 link.tasks[number].future.part = part
             return
@@ -315,17 +315,6 @@ class Dealer:
     def _wake(self) -> None:
         with suppress(BlockingIOError, OSError):
             os.write(self._wake_in, b"!")
-
-
-def _part(link: Link, text: bytes) -> Part:
-    try:
-        told = json.loads(text)
-        begin, end = told["from"], told["to"]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise RemoteFailure(f"the machine does not say where a task's output is: {error}") from error
-    if type(begin) is not int or type(end) not in {int, type(None)} or begin < 0:
-        raise RemoteFailure(f"the machine says that a task's output is from {begin!r:.40} to {end!r:.40}")
-    return Part(attempt=int(link.name.rpartition("-")[2]), begin=begin, end=end)
 
 
 def _known(text: bytes) -> frozenset[int]:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 from gpujobs.call_files import Call, pack
 from gpujobs.call_outcome import Wanted, result_in
 from gpujobs.call_source import Source
-from gpujobs.errors import BadResult, JobFailed, KilledRemotely, OutOfMemory
+from gpujobs.errors import BadResult, JobFailed, KilledRemotely, OutOfMemory, RemoteFailure
 from gpujobs.settings import private_folder, private_opener
 
 _R = TypeVar("_R")
@@ -114,6 +114,18 @@ def pack_task(call: Call, source: Source, *, chunk: bool, trust_remote: bool, pl
             for part in parts:
                 shutil.copyfileobj(part, file, _PIECE_BYTES)
         return place, len(head) + sum(sizes)
+
+
+def part_told(machine: str, text: bytes) -> Part:
+    """Read where a task's output is in the log of `machine`, by the foreman's words; raises RemoteFailure."""
+    try:
+        told = json.loads(text)
+        begin, end = told["from"], told["to"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise RemoteFailure(f"{machine} does not say where a task's output is: {error}") from error
+    if type(begin) is not int or type(end) not in {int, type(None)} or begin < 0:
+        raise RemoteFailure(f"{machine} says that a task's output is from {begin!r:.40} to {end!r:.40}")
+    return Part(attempt=int(machine.rpartition("-")[2]), begin=begin, end=end)
 
 
 def death(told: bytes) -> JobFailed:

@@ -45,6 +45,10 @@ def fit(rate: float, epochs: int = 2, kind: Literal["sgd", "adam"] = "sgd", sinc
 def nightly(epochs: int = 2) -> int:
     return epochs
 
+@gpu_job(**KEYS, trust_remote=True)
+def pickled() -> object:
+    return Metrics(0.5, [])
+
 @gpu_job(**KEYS)
 def odd(metrics: Metrics) -> None:
     pass
@@ -84,6 +88,7 @@ def test_a_deployed_function_runs_from_its_form(desk: Desk, truth: Control, form
     refused = start(desk, made.id, {"rate": "fast"})
     assert (refused.status_code, "rate" in refused.text) == (409, True)
     flow_runs = [start(desk, made.id, {"rate": rate}).json()["id"] for rate in (1, -1)]
+    flow_runs.append(start(desk, formed.pickled.deploy().id, {}).json()["id"])
     kind, _, message = desk.ended(flow_runs[0], within_s=120)
     assert kind == "COMPLETED", message
     told = '{"loss": 2.0, "seen": ["float", "sgd", "2026-01-02", "sent"]}'
@@ -98,7 +103,8 @@ def test_a_deployed_function_runs_from_its_form(desk: Desk, truth: Control, form
         "Failed",
         "ValueError: a rate of -1.0 is none",
     )
-    assert [starts_and_left(truth, run_id_of(one)) for one in flow_runs] == [(1, [])] * 2
+    assert desk.ended(flow_runs[2], within_s=120)[2].startswith("returned a pickle of "), "and it is not read"
+    assert [starts_and_left(truth, run_id_of(one)) for one in flow_runs] == [(1, [])] * 3
 
 
 def test_a_process_of_its_own_runs_it_as_well(desk: Desk, truth: Control, formed: ModuleType) -> None:
