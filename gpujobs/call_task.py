@@ -4,7 +4,7 @@ import concurrent.futures
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypedDict, TypeVar, Unpack, cast
@@ -143,7 +143,7 @@ class Crew:
         """Stop all calls and release the machines; waits for none of it."""
         self._fleet.cancel()
 
-    def call(self, function: Callable[..., _R], log: RunLog, args: Sequence[Any], kwargs: Any) -> _R:
+    def call(self, function: Callable[..., _R], log: RunLog, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _R:
         """Make one call, and tell its output as it comes."""
         future = self._fleet.submit(function, *args, **kwargs)
         if _is_last_try():
@@ -179,17 +179,16 @@ class Crew:
             self._fleet.shutdown(wait=False)
 
 
-def _alone(calls: Calls[..., _R], log: RunLog, args: Sequence[Any], kwargs: Any) -> _R:
+def _alone(calls: Calls[..., _R], log: RunLog, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _R:
     """Make a call on a machine of its own; however this ends, nothing of it goes on.
 
     It begins in another thread: a time-out of Prefect's strikes this one anywhere, and must not lose a job that begins.
     """
     begun: Future[Job[_R]] = Future()
     try:
-        threading.Thread(target=_settle, args=(begun, lambda: calls.begin(log, *args, **kwargs)), daemon=True).start()
+        threading.Thread(target=_begin, args=(begun, calls, log, args, kwargs), daemon=True).start()
         _await(begun, log, Silent)
         job = begun.result()
-        log.logger.info("gpujobs run %s", job.run_id)
         _await(job, log, Silent)
         value = job.result()
     except BaseException as error:
@@ -205,11 +204,16 @@ def _alone(calls: Calls[..., _R], log: RunLog, args: Sequence[Any], kwargs: Any)
     return value
 
 
-def _settle(future: Future[_R], make: Callable[[], _R]) -> None:
+def _begin(
+    begun: Future[Job[_R]], calls: Calls[..., _R], log: RunLog, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
     try:
-        future.set_result(make())
+        job = calls.begin(log, *args, **kwargs)
     except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits
-        future.set_exception(error)
+        begun.set_exception(error)
+    else:
+        begun.set_result(job)
+        log.logger.info("gpujobs run %s", job.run_id)  # here, for logging swallows a time-out that strikes it
 
 
 def _cancel(begun: Future[Job[Any]]) -> None:

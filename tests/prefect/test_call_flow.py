@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,8 +16,8 @@ from tests.call.project import write
 from tests.cloud import Control
 from tests.prefect.desk import FINAL, Desk, until
 
-pytestmark = [pytest.mark.xdist_group("deploy"), pytest.mark.timeout(600)]  # with that group's server
-LIMIT_S = 300
+pytestmark = [pytest.mark.xdist_group("deploy"), pytest.mark.timeout(900)]  # with that group's server
+LIMIT_S = 600
 
 WORK = """
 @gpu_job(**KEYS)
@@ -94,7 +95,9 @@ def script(tmp_path: Path) -> Path:
 
 
 def environment(desk: Desk) -> Mapping[str, str]:
-    return {**os.environ, "PREFECT_API_URL": desk.api, "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
+    """With more patience for a server that is too busy than Prefect has by itself."""
+    more = {"PREFECT_API_URL": desk.api, "PREFECT_CLIENT_MAX_RETRIES": "20", "DO_NOT_TRACK": "1"}
+    return {**os.environ, **more}
 
 
 def task_runs(desk: Desk, flow_run: str) -> Mapping[str, Sequence[Mapping[str, Any]]]:
@@ -106,7 +109,7 @@ def task_runs(desk: Desk, flow_run: str) -> Mapping[str, Sequence[Mapping[str, A
         found[:] = desk.ask("POST", "/task_runs/filter", body)
         return bool(found) and all(one["state_type"] in FINAL for one in found)
 
-    until(all_ended, within_s=60)
+    until(all_ended, within_s=180)
     names = {one["name"].rpartition("-")[0] for one in found}
     return {name: [one for one in found if one["name"].rpartition("-")[0] == name] for name in names}
 
@@ -122,7 +125,6 @@ def artifact(desk: Desk, task_run: Mapping[str, Any]) -> str:
 
 
 def test_calls_in_a_flow_are_task_runs(desk: Desk, truth: Control, script: Path) -> None:
-    before = len(truth.machines())
     done = subprocess.run(
         [sys.executable, str(script)],
         cwd=script.parent,
@@ -159,8 +161,10 @@ def test_calls_in_a_flow_are_task_runs(desk: Desk, truth: Control, script: Path)
     assert told(desk, runs["shaky"][0]).count("told by twice") == 2
     assert "ValueError" in runs["shaky"][0]["state"]["message"]
     assert [one["state_name"] for one in task_runs(desk, "leaving")["train"]] == ["Completed"]
-    begun = len(truth.machines()) - before
-    assert begun in {8, 9}, "three calls, a machine for each map, two tries, one cached; the timed one may have come"
+    logs = "".join(told(desk, one) for name, found in runs.items() if name != "sleep" for one in found)
+    ids, names = set(re.findall(r"gpujobs run (\w+)\n", logs)), [machine["name"] for machine in truth.machines()]
+    assert len(ids) == 7, "two calls, one for each map, two tries of one call, and one that is cached"
+    assert [sum(f"-{run_id}-" in name for name in names) for run_id in ids] == [1] * 7, "a machine each"
     assert truth.left() == []
 
 
@@ -179,7 +183,7 @@ def test_a_flow_that_is_cancelled_stops_its_calls_and_releases(desk: Desk, truth
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        until(lambda: len(asleep(desk, known)) == 2, within_s=120)
+        until(lambda: len(asleep(desk, known)) == 2, within_s=300)
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=LIMIT_S)
     states = [one["state_type"] for one in task_runs(desk, "long")["sleep"]]
