@@ -19,7 +19,7 @@ OURS = ("python", "trust_remote", "workdir")  # of the keywords, those that are 
 NOT_OURS = {  # keys of a recipe's that a call has no use for, and why
     "run": "the function is what runs",
     "commands": "the function is what runs",
-    "schedule": "a decorated function is called, not scheduled",
+    "schedule": "a decorated function has its schedule by .deploy(cron=…)",
 }
 OUTCOME = "_outcome"  # the output that brings the function's result home
 

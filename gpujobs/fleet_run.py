@@ -9,8 +9,8 @@ from concurrent.futures import BrokenExecutor
 from contextlib import suppress
 
 from gpujobs import ending, lifecycle
-from gpujobs.call_files import write_fleet
-from gpujobs.call_job import CALL_FOLDER, Silent, shared_host
+from gpujobs.call_files import CALL_FOLDER, write_fleet
+from gpujobs.call_job import Silent, shared_host
 from gpujobs.call_recipe import for_fleet
 from gpujobs.clock import StopToken
 from gpujobs.errors import Cancelled, GpujobsError, LetGo, MachineLost, OverLimit, Unavailable

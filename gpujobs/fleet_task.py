@@ -10,18 +10,37 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 from gpujobs.call_files import Call, pack
 from gpujobs.call_outcome import Wanted, result_in
 from gpujobs.call_source import Source
-from gpujobs.errors import BadResult, JobFailed, KilledRemotely, OutOfMemory
+from gpujobs.errors import BadResult, JobFailed, KilledRemotely, OutOfMemory, RemoteFailure
 from gpujobs.settings import private_folder, private_opener
 
+_R = TypeVar("_R")
 _HEAD = struct.Struct(">IQ")  # as remote/slot.py reads it
 _SMALL_BYTES = 2**16  # what is larger waits on the disk, so that a long queue costs little memory
 _PIECE_BYTES = 2**18
 _COUNTS = {str(value): value for value in range(256)} | {"False": 0, "True": 1}  # what a process can end with
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Which bytes of an attempt's log a task wrote; `end` is None while it is at work.
+
+    They are its own where the machine has one slot; tasks that are at work together write into one log.
+    """
+
+    attempt: int
+    begin: int
+    end: int | None
+
+
+class TaskFuture(Future[_R]):
+    """A task's future, which knows where the task's output is."""
+
+    part: Part | None = None  # none before it was begun
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -29,7 +48,7 @@ class Task:
     """A call that waits, or is at a machine; `content` is what a slot reads, or the path of a file with it."""
 
     number: int
-    future: Future[Any]
+    future: TaskFuture[Any]
     wanted: Wanted
     content: bytes | Path
     size: int
@@ -95,6 +114,18 @@ def pack_task(call: Call, source: Source, *, chunk: bool, trust_remote: bool, pl
             for part in parts:
                 shutil.copyfileobj(part, file, _PIECE_BYTES)
         return place, len(head) + sum(sizes)
+
+
+def part_told(machine: str, text: bytes) -> Part:
+    """Read where a task's output is in the log of `machine`, by the foreman's words; raises RemoteFailure."""
+    try:
+        told = json.loads(text)
+        begin, end = told["from"], told["to"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise RemoteFailure(f"{machine} does not say where a task's output is: {error}") from error
+    if type(begin) is not int or type(end) not in {int, type(None)} or begin < 0:
+        raise RemoteFailure(f"{machine} says that a task's output is from {begin!r:.40} to {end!r:.40}")
+    return Part(attempt=int(machine.rpartition("-")[2]), begin=begin, end=end)
 
 
 def death(told: bytes) -> JobFailed:

@@ -22,6 +22,7 @@ EXPLAINED: Mapping[str, str] = {  # what has no point, and why none is wanted
     "progress.py drop": "opens the null device",
     "call_decode.py _Decoder._tensor": "a temporary file that has no name",
     "call_files.py _pickled": "a temporary file, or a file that nobody has been told of yet",
+    "call_flow.py _told": "a deployed function's arguments, where the run is over or was never opened",
     "call_job.py Job._outcome": "a decorated call's own copy, once its result is in memory",
     "call_job.py submit": "a decorated call's arguments, where the run was never opened",
     "cli/doctor.py _skew_s": "a question that changes nothing; no run is at work",
