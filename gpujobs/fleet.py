@@ -17,9 +17,9 @@ from gpujobs.call_job import Silent
 from gpujobs.call_outcome import Wanted
 from gpujobs.call_recipe import OURS, template
 from gpujobs.call_source import Source, find_any
+from gpujobs.call_task import CallTask, pack_task
 from gpujobs.errors import BadInput
-from gpujobs.fleet_run import FleetRun
-from gpujobs.fleet_task import Task, pack_task
+from gpujobs.fleet_program import FleetRun
 from gpujobs.ledger import open_ledger
 from gpujobs.models import Reporter
 from gpujobs.recipe import Recipe
@@ -176,7 +176,7 @@ class Fleet(Executor):
         with self._lock:
             self._check_open()
             self._begin(source)
-            self._run.add(Task(number=number, future=future, wanted=wanted, content=content, size=size))
+            self._run.add(CallTask(number=number, future=future, wanted=wanted, content=content, size=size))
         return future
 
     def _wanted(self, fn: Callable[..., Any], inner: Callable[..., Any]) -> Wanted:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
-from gpujobs.call_recipe import join_script
 from gpujobs.errors import GpujobsError, MachineLost, RemoteFailure, Unreachable
+from gpujobs.fleet_script import join_script
 from gpujobs.fleet_task import Task, death
 from gpujobs.remote.encode import MAX_BYTES
 from gpujobs.shell import Shell
@@ -282,6 +282,7 @@ class Dealer:
                 task.tries += 1
                 link.tasks[task.number] = task
                 link.put_task(task)
+                task.begin(link.name)
             if link.leaving and link.ready and not link.tasks:
                 link.put(b"q")
                 link.ready = False

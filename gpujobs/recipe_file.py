@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from gpujobs.errors import BadInput
 from gpujobs.recipe import Recipe
 from gpujobs.recipe_draft import Draft
-from gpujobs.recipe_words import ALIASES, MAY_STAND
+from gpujobs.recipe_words import ALIASES
 
 _MOST_BYTES = 256 * 1024  # YAML is read slowly: so much takes seconds at worst
 
@@ -76,7 +76,6 @@ def schema() -> dict[str, Any]:
         if name in model["required"]:
             model["required"].remove(name)
             model.setdefault("allOf", []).append({"oneOf": [{"required": [name]}, {"required": [alias[-1]]}]})
-    whole["properties"] |= {key: {"const": value} for key, value in MAY_STAND.items()}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | whole
 
 
