@@ -106,7 +106,7 @@ def _record(left: BinaryIO) -> Record:
             signal=_count(found["signal"]),
             missing=tuple(_shown(name) for name in found["missing"]),
             trouble=_shown(found["trouble"]),
-            size=int(found["size"]),
+            size=_size(found["size"]),
             sha256=str(found["sha256"]),
         )
     except (OSError, ValueError, TypeError, KeyError, struct.error, RecursionError) as error:
@@ -121,6 +121,12 @@ def _count(value: Any) -> int | None:
         return None
     if type(value) is not int or not 0 <= value <= 255:  # noqa: PLR2004 - what a process can end with
         raise ValueError(f"{value!r} is no exit code")
+    return value
+
+
+def _size(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no size")
     return value
 
 
