@@ -139,7 +139,7 @@ class _Life:
             failed = yield from self._go_on(unfinished)
             if any(record.id is None for record in self._ledger.machines(job.run.id)):
                 yield from self._try("release", partial(ending.sweep, job))
-            if job.host.settings.store and (self._attempt is not None or job.recipe.wanted_tasks):
+            if job.host.settings.store and self._has_files():
                 yield from self._try("store", partial(ending.keep_in_store, job))
             outcome = ending.finish(job, failed)
         except LetGo as error:
@@ -151,7 +151,14 @@ class _Life:
     def _go_on(self, unfinished: list[AttemptRow]) -> Generator[Step, None, GpujobsError | None]:
         if self._job.recipe.wanted_tasks:
             return self._do_tasks(unfinished)
-        return self._end_fleet(unfinished) if self._job.recipe.run.startswith(FLEET) else self._attempts(unfinished)
+        if self._job.recipe.run.startswith(FLEET):
+            return self._end_fleet(unfinished, "the process that had the fleet is dead, and so are its tasks")
+        return self._attempts(unfinished)
+
+    def _has_files(self) -> bool:
+        if self._job.recipe.wanted_tasks:
+            return bool(self._ledger.attempts(self._job.run.id))
+        return self._attempt is not None
 
     def _check_reach(self, unfinished: list[AttemptRow]) -> None:
         """Let go of a run whose machine we have no credentials for now: it works on, and may be reached later."""
@@ -172,9 +179,9 @@ class _Life:
             failed = yield from self._attempts_until_one_counts()
         return failed
 
-    def _end_fleet(self, unfinished: list[AttemptRow]) -> Generator[Step, None, GpujobsError | None]:
+    def _end_fleet(self, unfinished: list[AttemptRow], why: str) -> Generator[Step, None, GpujobsError | None]:
         """Release what a fleet had rented: its tasks were in the memory of the process that drove it."""
-        failed = self._job.stop.error or MachineLost("the process that had the fleet is dead, and so are its tasks")
+        failed = self._job.stop.error or MachineLost(why)
         for row in unfinished:
             self._attempt, self._job = None, replace(self._job, log_name=attempt_log(row.number))
             yield self._step("provision", partial(self._resume, row), number=row.number)
@@ -189,13 +196,13 @@ class _Life:
         failed: GpujobsError | None = None
         if unfinished:
             self._job = replace(job, recipe=sweep.of_machines(job.recipe))
-            dead = yield from self._end_fleet(unfinished)
-            self._job = job
+            dead = yield from self._end_fleet(unfinished, "the process that drove it is dead; its tasks go again")
+            self._attempt, self._job = None, job
             failed = job.stop.error or (None if self._released else dead)
         try:
             if failed is None:
-                yield self._step("plan", self._plan, number=0)
-                yield self._step("run", partial(sweep.run_tasks, job), number=0)
+                yield self._step("plan", self._plan)
+                yield self._step("run", partial(sweep.run_tasks, job))
         except LetGo:
             raise
         except GpujobsError as error:

@@ -397,6 +397,11 @@ def _check_task(values: Mapping[str, str], info: ValidationInfo) -> None:
 
 def _check_of_tasks(stand: bool, info: ValidationInfo) -> None:
     """Refuse what is of no use where many tasks share machines."""
+    for remote in info.data.get("outputs", {}).values() if stand else ():
+        if remote.startswith(("/", "~")) or ".." in remote.split("/"):
+            raise ValueError(
+                f"tasks share machines, so the output {remote} might be another's; let it be in the workdir"
+            )
     if stand and info.data.get("snapshot"):
         raise ValueError("a snapshot is of one job's machine, and these share theirs; leave one of the two out")
     if stand and info.data.get("on_failure", OnFailure()).keep:

@@ -70,10 +70,10 @@ def bring_home(left: BinaryIO, place: Path) -> Record:
 
 
 def read_metrics(place: Path) -> dict[str, float | str]:
-    """Give the numbers and short texts of a task's metrics.json; none where it wrote nothing that is such."""
-    path = place / METRICS
+    """Give the numbers and short texts of a task's metrics.json, its own or one in an output; none without any."""
+    path = next((path for path in (place / METRICS, *sorted(place.glob(f"*/{METRICS}"))) if path.is_file()), None)
     try:
-        if not path.is_file() or path.stat().st_size > _METRICS_BYTES:
+        if path is None or path.stat().st_size > _METRICS_BYTES:
             return {}
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):

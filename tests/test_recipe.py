@@ -233,6 +233,8 @@ def test_no_more_machines_than_tasks_can_use(values: dict[str, Any], machines: i
         ({"tasks": 2, "only_tasks": [2]}, "there is no task 2; there are 2"),
         ({"tasks": 2, "snapshot": {"name": "env"}}, "a snapshot is of one job's machine"),
         ({"matrix": {"A": [1]}, "on_failure": {"keep": "5m"}}, "on_failure.keep is for one job's machine"),
+        ({"tasks": 2, "outputs": {"a": "/root/a"}}, "let it be in the workdir"),
+        ({"matrix": {"A": [1]}, "outputs": {"a": "b/../../a"}}, "let it be in the workdir"),
         ({"tasks": [{"A": "x" * 130_000}, {}]}, "use a file"),
     ],
 )
