@@ -1,6 +1,6 @@
 # Each target does all the set-up that it needs, on a machine with Python 3.11, pip and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup machine quickstart test failed-again check audit bench clean
+.PHONY: help setup machine quickstart test check audit bench clean
 
 # Bytecode that is not written is compiled again by every process that the tests start.
 unexport PYTHONDONTWRITEBYTECODE
@@ -41,11 +41,6 @@ test: setup machine check
 
 audit: setup
 	$(RUN) python tools/audit.py
-
-# On a busy machine a test or two of 2,800 may still miss a deadline beside others: CI looks once more at those, alone.
-failed-again: setup
-	$(RUN) pytest --last-failed --last-failed-no-failures none
-	$(RUN) pytest -m scale
 
 bench: setup
 	@for file in benchmarks/*.py; do echo "== $$file"; $(RUN) python $$file || exit; done

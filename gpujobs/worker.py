@@ -33,7 +33,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import WorkerFlowRunResponse
-from prefect.context import AsyncClientContext, SyncClientContext
+from prefect.context import SyncClientContext
 from prefect.exceptions import Abort, ObjectAlreadyExists
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.logging.loggers import get_logger
@@ -50,6 +50,7 @@ from gpujobs.flow import run_recipe
 from gpujobs.flow_outbox import Outbox
 from gpujobs.host import Host
 from gpujobs.prefect_api import DEPLOYMENT, POOL, REAPER
+from gpujobs.prefect_client import patient
 from gpujobs.prefect_login import login
 from gpujobs.process import collect_seldom
 from gpujobs.reap_flow import reap
@@ -184,7 +185,7 @@ async def _serve(host: Host, over: threading.Event, limit: int | None) -> None:
         ended = asyncio.ensure_future(_set(over))
         if not await _reached(ended):
             return
-        client = (await stack.enter_async_context(AsyncClientContext.get_or_create())).client
+        client = (await stack.enter_async_context(patient())).client
         # Else each flow run makes three clients that call nobody, and each of those reads all certificates: 40 ms.
         stack.enter_context(SyncClientContext.get_or_create())
         await stack.enter_async_context(Outbox(client).installed())

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from fake_server.server import FakeServer
@@ -17,6 +18,10 @@ from tests.servers import Postgresql, postgresql
 for _sign in (signal.SIGHUP, signal.SIGQUIT):
     signal.signal(_sign, signal.SIG_DFL)  # nohup, or a shell's &, has them ignored here and in all that tests start
 signal.signal(signal.SIGINT, signal.default_int_handler)
+hypothesis.settings.register_profile(  # no verdict hangs on how busy this machine is, nor on dice
+    "calm", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("calm")
 
 QUICK = Timing(settle_s=2.0, stop_grace_s=1.0, release_s=20.0, stock_s=0.3, guard_s=0.2, reach_s=0.05, lost_s=20.0)
 

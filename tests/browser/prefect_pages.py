@@ -102,7 +102,10 @@ class Pages:
         return self.page.get_by_role("textbox", name=re.compile(rf"^{re.escape(title)}( \(Optional\))?$"))
 
     def ended(self, state: str) -> None:
-        """Wait for the run's last state in the head of its page, then look at the page anew."""
+        """Wait for the run's last state in the head of its page, then look at the page anew.
+
+        The page asks for more lines each 5 s and no more after the end: of a brief run it may show none before that.
+        """
         self.seen(self.page.get_by_text(state, exact=True).first)
         self.page.reload()
         self.seen(self.page.get_by_text(state, exact=True).first)

@@ -130,8 +130,8 @@ def test_run_from_the_form_goes_through_its_phases_and_tells_what_it_cost(pages:
     pages.picture("prefect-form")
     pages.choose("Clouds and regions", "matrixdc")
     flow_run_id = pages.submit()
-    pages.seen(pages.newest_logs().get_by_text("epoch").first)
     pages.ended("Completed")
+    pages.seen(pages.newest_logs().get_by_text("epoch").first)
     tasks = pages.tab("Task Runs")
     for phase in PHASES:
         pages.seen(tasks.get_by_text(phase, exact=True))

@@ -1,6 +1,7 @@
 """A run that is killed at one place after another, taken up again, and what must be true of it in the end."""
 
 import re
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -32,13 +33,19 @@ class Killed(BaseException):
 
 @dataclass
 class Life:
-    """One process: notes the places that it passes, and dies at the one of that number, after which it does nothing."""
+    """One process: notes the places that it passes, and dies at the one of that number, after which it does nothing.
+
+    Its one thread is the one that makes it. Others that pass a place are what another test has left behind.
+    """
 
     dies_at: int | None = None
     passed: list[str] = field(default_factory=list)
     dead: bool = False
+    thread: int = field(default_factory=threading.get_ident)
 
     def __call__(self, name: str) -> None:
+        if threading.get_ident() != self.thread:
+            return
         if self.dead:
             raise Killed
         self.passed.append(name)

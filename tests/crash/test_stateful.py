@@ -93,8 +93,6 @@ def test_whatever_befalls_a_run_the_promises_hold_in_the_end(backend: str) -> No
     options = settings(
         max_examples=EXAMPLES,
         stateful_step_count=STEPS,
-        derandomize=True,
-        deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
     )

@@ -91,8 +91,12 @@ class SimClock:
     def monotonic(self) -> float:
         return self._passed_s
 
+    def is_driver(self) -> bool:
+        """Whether this is the thread of the simulation."""
+        return threading.current_thread() is self._driver
+
     def wait(self, event: threading.Event, timeout_s: float) -> bool:
-        if threading.current_thread() is not self._driver:  # a bound on a piece of work, which ends before it strikes
+        if not self.is_driver():  # a bound on a piece of work, which ends before it strikes
             return event.wait(_REAL_S)
         if not event.is_set():
             self.move(max(0.0, timeout_s))
@@ -121,6 +125,8 @@ class WsgiAdapter(BaseAdapter):
         self._real = HTTPAdapter()
 
     def send(self, request: requests.PreparedRequest, **_: Any) -> requests.Response:  # type: ignore[override]
+        if not self.world.clock.is_driver():
+            raise requests.ConnectionError("a thread that another test has left behind")
         body = request.body.encode() if isinstance(request.body, str) else request.body or b""
         builder = EnvironBuilder(
             path=str(request.url).removeprefix(self.world.fake.url),

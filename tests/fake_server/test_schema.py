@@ -136,7 +136,6 @@ def test_no_drawn_call_breaks_or_hangs_the_fake(schema: BaseSchema, mode: str) -
     checks = [CHECKS.get_one(name) for name in CHECKED[mode]]
     share = settings(
         max_examples=CASES // 2,
-        deadline=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
         derandomize="FUZZ_CASES" not in os.environ,

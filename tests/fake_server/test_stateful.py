@@ -212,9 +212,7 @@ class Customer(RuleBasedStateMachine):
 Customer.TestCase.settings = settings(
     max_examples=15,
     stateful_step_count=20,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
-    derandomize=True,
     phases=[Phase.generate],  # a shorter story of a failure is not worth the waiting
     database=None,
 )

@@ -134,9 +134,9 @@ def until(done: Callable[[], object], *, within_s: float = 30) -> None:
 def starts_and_left(truth: Control, run_id: str) -> tuple[int, Sequence[str]]:
     """How often the run's command was started, by the cloud's own ledger, and which machines of it are still there.
 
-    The providers get some seconds to shut down what they were told to.
+    The providers get their time to shut down what they were told to.
     """
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while True:
         machines = [machine for machine in truth.machines() if f"-{run_id}-" in machine["name"]]
         left = [machine["name"] for machine in machines if machine["gone_at"] is None]

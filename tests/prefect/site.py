@@ -45,6 +45,11 @@ class Site:
         self._server: subprocess.Popen[bytes] | None = None
         self._host: subprocess.Popen[bytes] | None = None
 
+    @property
+    def port(self) -> int:
+        """Where the server listens, whenever it lives."""
+        return self._port
+
     def start_server(self) -> None:
         """Start it, and wait until it answers."""
         settings = controller.server_settings(self._port)

@@ -17,8 +17,9 @@ from gpujobs import prefect_api
 from tests.cloud import BACKENDS, Control, recipe_for
 from tests.prefect.desk import starts_and_left, until
 from tests.prefect.site import FixedDesk, Site, opened
+from tests.sshd.proxy import Proxy
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("restarts-phases")]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("restarts-phases")]
 
 SENT = b"".join(b"line %d\n" % number for number in range(250_000))
 WRITTEN = b"".join(b"%d\n" % number for number in range(1, 400_001))
@@ -105,7 +106,7 @@ class Fleet:
     def ended(self, backend: str, phase: str) -> tuple[str, ...]:
         """How the run ended: in Prefect, in our ledger, in the cloud's, and at home; waits for it."""
         run_id, flow_run_id = self.runs[backend, phase]
-        kind, _, message = self.desk.ended(flow_run_id, within_s=240)
+        kind, _, message = self.desk.ended(flow_run_id, within_s=360)
         until(lambda: self.desk.run(run_id).state != "running")
         [machine] = self.machines(backend, phase)
         log = (self.desk.settings.runs / run_id / "output.log").read_bytes()
@@ -196,3 +197,19 @@ def test_server_killed_in_every_phase_comes_back_to_runs_that_go_on(fleet: Fleet
     assert {key: fleet.ended(*key) for key in fleet.runs} == dict.fromkeys(fleet.runs, WELL)
     assert fleet.site.host_lives
     assert fleet.truth.left() == []
+
+
+def test_end_that_was_lost_on_its_way_to_the_server_is_told_again(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefect's engine would call the run Failed as soon as its client gives up on Completed."""
+    with Proxy(fleet.site.port) as proxy:
+        fleet.site.kill_host()
+        monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{proxy.port}/api")
+        monkeypatch.setenv("PREFECT_CLIENT_MAX_RETRIES", "0")
+        fleet.site.start_host()
+        proxy.cut_at(b'"COMPLETED"')
+        fleet.submit("autodl", "plan")
+        assert fleet.ended("autodl", "plan") == WELL
+        assert proxy.has_cut
+        fleet.site.kill_host()

@@ -44,7 +44,7 @@ def members(spec: RunSpec) -> Mapping[str, bytes]:
         return {member.name: found.read() for member in tar if (found := tar.extractfile(member))}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(values=st.dictionaries(NAMES, VALUES | st.sampled_from(sorted(NASTY.values())), max_size=8))
 def test_variables_are_read_by_a_real_shell_as_they_are_written(values: dict[str, str]) -> None:
     text = members(RunSpec(run="true", envs=values, max_duration_s=1))["env"]

@@ -23,6 +23,7 @@ class Proxy:
         self._sockets: list[socket.socket] = []
         self._cut_after: int | None = None
         self._freeze_after: int | None = None
+        self._cut_at = b""
         self.carried = 0  # bytes from the server
         self.connections = 0
         threading.Thread(target=self._accept, daemon=True).start()
@@ -47,6 +48,15 @@ class Proxy:
     def cut_after(self, size: int) -> None:
         """Cut once, when the server has sent `size` more bytes."""
         self._cut_after = self.carried + size
+
+    def cut_at(self, words: bytes) -> None:
+        """Cut once, in place of carrying a piece from the client that holds these words."""
+        self._cut_at = words
+
+    @property
+    def has_cut(self) -> bool:
+        """Whether the words came."""
+        return not self._cut_at
 
     def __enter__(self) -> Self:
         return self
@@ -79,6 +89,9 @@ class Proxy:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 self._flows.wait()
+                if not down and self._cut_at and self._cut_at in data:
+                    self._cut_at = b""
+                    self.cut()
                 drain.sendall(data)
                 if down:
                     self._count(len(data))
