@@ -1,7 +1,6 @@
 """What to run, as the user writes it: the recipe's model. Reading it from a file is `recipe_file`'s."""
 
 import itertools
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
@@ -9,8 +8,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AliasChoices, Field, ValidationInfo, field_validator, model_validator
 
 from gpujobs.recipe_schedule import Schedule
+from gpujobs.recipe_tasks import check_env_name, check_matrix, check_only, check_tasks
 from gpujobs.recipe_types import (
-    MAX_TASKS,
     AtLeast,
     BlockName,
     Envs,
@@ -24,7 +23,7 @@ from gpujobs.recipe_types import (
     Text,
     Word,
 )
-from gpujobs.variables import ENV_NAME, flaw_of, flaw_of_all
+from gpujobs.variables import ENV_NAME, flaw_of_all
 
 FLEET = "# the machines of a fleet of gpujobs: tasks come to them over SSH"  # first line of such a recipe's `run`
 _ACCELERATOR = re.compile(r"(?P<name>[^:]+?)\s*(?::\s*(?P<count>[1-9]\d?))?")
@@ -284,7 +283,7 @@ class Recipe(Strict):
     @classmethod
     def _env_names(cls, value: dict[str, str]) -> dict[str, str]:
         for name in value:
-            _check_env_name(name)
+            check_env_name(name)
         if flaw := flaw_of_all(value):
             raise ValueError(flaw)
         return value
@@ -295,7 +294,7 @@ class Recipe(Strict):
         for name in value:
             if not ENV_NAME.fullmatch(name):  # not quoted: it may be the secret itself
                 raise ValueError("give names of environment variables, not their values, as [HF_TOKEN]")
-            _check_env_name(name)
+            check_env_name(name)
             if name in info.data.get("envs", {}):
                 raise ValueError(f"{name!r} stands in both envs and secrets; leave it in one")
         return value
@@ -322,42 +321,17 @@ class Recipe(Strict):
     @field_validator("matrix")
     @classmethod
     def _matrix(cls, value: dict[str, list[str]], info: ValidationInfo) -> dict[str, list[str]]:
-        for name, items in value.items():
-            if name in info.data.get("envs", {}):
-                raise ValueError(f"{name!r} stands in both envs and matrix; leave it in one")
-            if len(set(items)) < len(items):
-                raise ValueError(f"{name!r} has a value twice; name each once")
-            for item in items:
-                _check_task({name: item}, info)
-        if (count := math.prod(map(len, value.values()))) > MAX_TASKS:
-            raise ValueError(
-                f"it makes {count} tasks, and a run has {MAX_TASKS} at the most; make several recipes of it"
-            )
-        _check_of_tasks(bool(value), info)
-        return value
+        return check_matrix(value, info.data)
 
     @field_validator("tasks")
     @classmethod
     def _tasks(cls, value: list[dict[str, str]], info: ValidationInfo) -> list[dict[str, str]]:
-        if value and info.data.get("matrix"):
-            raise ValueError("matrix says already what the tasks are; leave one of the two out")
-        if len(value) > MAX_TASKS:
-            raise ValueError(
-                f"there are {len(value)}, and a run has {MAX_TASKS} at the most; make several recipes of it"
-            )
-        for one in value:
-            _check_task(one, info)
-        _check_of_tasks(bool(value), info)
-        return value
+        return check_tasks(value, info.data)
 
     @field_validator("only_tasks")
     @classmethod
     def _only_tasks(cls, value: list[int], info: ValidationInfo) -> list[int]:
-        matrix, tasks = info.data.get("matrix"), info.data.get("tasks", [])
-        count = math.prod(map(len, matrix.values())) if matrix else len(tasks)
-        if beyond := [number for number in value if number >= count]:
-            raise ValueError(f"there is no task {beyond[0]}; there are {count}, counted from 0")
-        return sorted(set(value))
+        return check_only(value, info.data)
 
     @field_validator("concurrency")
     @classmethod
@@ -384,32 +358,3 @@ class Recipe(Strict):
         """How many machines this may rent at a time: as many as `concurrency` allows and the tasks can use."""
         slots = min(count for _, count in self.resources.wanted)
         return max(1, min(self.concurrency, -(-len(self.wanted_tasks) // slots)))
-
-
-def _check_task(values: Mapping[str, str], info: ValidationInfo) -> None:
-    for name in values:
-        _check_env_name(name)
-        if name in info.data.get("secrets", []):
-            raise ValueError(f"{name!r} stands in secrets too; leave it in one")
-    if flaw := flaw_of_all({**info.data.get("envs", {}), **values}):
-        raise ValueError(flaw)
-
-
-def _check_of_tasks(stand: bool, info: ValidationInfo) -> None:
-    """Refuse what is of no use where many tasks share machines."""
-    for remote in info.data.get("outputs", {}).values() if stand else ():
-        if remote.startswith(("/", "~")) or ".." in remote.split("/"):
-            raise ValueError(
-                f"tasks share machines, so the output {remote} might be another's; let it be in the workdir"
-            )
-    if stand and info.data.get("snapshot"):
-        raise ValueError("a snapshot is of one job's machine, and these share theirs; leave one of the two out")
-    if stand and info.data.get("on_failure", OnFailure()).keep:
-        raise ValueError("on_failure.keep is for one job's machine, and these share theirs; leave one of the two out")
-
-
-def _check_env_name(name: str) -> None:
-    if flaw := flaw_of(name):
-        raise ValueError(flaw)
-    if name.startswith("GPUJOBS_"):
-        raise ValueError(f"{name!r}: names that begin with GPUJOBS_ are set by gpujobs")

@@ -43,6 +43,7 @@ max_duration: 1h                        # the work is stopped after it
 # budget: 10                            # CNY for the whole run, retries included
 # retry: {attempts: 3, wait: 2h}        # wait: how long to look for a free card
 # schedule: {cron: "0 2 * * *"}         # for gpujobs deploy: each night at two, Asia/Shanghai
+# for many tasks in one run: matrix: {SEED: [1, 2, 3]}, and concurrency: 2, machines at a time
 # snapshot: {name: my-env, on: success} # MatrixDC: save the disk as an image when the work is done
 """
 
