@@ -64,6 +64,7 @@ def test_what_comes_replaces_what_stood_there(tmp_path: Path) -> None:
         (left(tar_of({"a": b"1"}), size=1), BadResult),
         (left(tar_of({"a": b"1"}), size=-1), BadResult),
         (left(tar_of({"a": b"1"}), size=1e999), BadResult),
+        (left(tar_of({"a": b"1"}), size=float(len(tar_of({"a": b"1"})))), BadResult),
         (left(tar_of({"a": b"1"}), sha256="0" * 64), TransferFailed),
         (left(tar_of({"a": b"1"})[:512]), TransferFailed),
         (left(tar_of({"../a": b"1"})), UnsafeArchive),

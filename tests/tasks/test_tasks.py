@@ -41,7 +41,7 @@ def running(host: Host, recipe: Recipe, stop: StopToken) -> Iterator[tuple[str, 
     )
     thread.start()
     yield run_id, ended
-    thread.join(REAL_LIMIT_S)
+    thread.join(2 * REAL_LIMIT_S)
     assert ended, "the run has not ended"
 
 
