@@ -18,7 +18,6 @@ from gpujobs.remote import call_files, fleet_files
 from gpujobs.settings import private_folder, private_opener
 
 CALL_FOLDER = "call"  # in a run's folder here: what goes up
-IN_WORKDIR = "./.gpujobs-call"  # the call's folder on the machine
 _PROTOCOL = 4  # the newest that Python 3.6 reads
 _Pickle = Callable[[BinaryIO, BinaryIO], pickle.Pickler]
 

@@ -13,6 +13,7 @@ from gpujobs.ledger_rows import ENDED
 from gpujobs.models import Reporter
 from gpujobs.recipe import Recipe
 from gpujobs.renting import Job
+from gpujobs.run_folder import RunFolder, attempt_log, names_of_outputs
 from gpujobs.teardown import named, release
 
 NOTIFY = "notify"  # the phase of a run that is over, while those to be told have not been told
@@ -48,7 +49,9 @@ def keep_in_store(job: Job) -> None:
     """Put logs and outputs where every host finds them, unless they are on the disk of a host that died."""
     store = job.host.store
     last = job.host.ledger.attempts(job.run.id)[-1]
-    if last.log_sha256 and last.log_sha256 != job.folder.log_sha256():
+    several = bool(job.recipe.wanted_tasks)  # whose machines have a log each, beside the one of the run
+    log = RunFolder(job.folder.path, attempt_log(last.number)) if several else job.folder
+    if last.log_sha256 and last.log_sha256 != log.log_sha256():
         job.reporter.note("logs and outputs are on the host that pulled them, and not in the store")
     elif store is not None:
         store.put_run(job.run.id, job.folder.path)
@@ -85,7 +88,7 @@ def outcome_now(job: Job, state: str, exit_code: int, error: str) -> Outcome:
         exit_code=exit_code,
         error=error,
         log=job.folder.log,
-        outputs=job.folder.pulled(job.recipe.outputs),
+        outputs=job.folder.pulled(names_of_outputs(job.recipe)),
         cost_cny=ledger.cost_cny(job.run.id),
         machines_alive=sum(record.alive for record in ledger.machines(job.run.id)),
     )

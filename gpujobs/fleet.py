@@ -18,8 +18,9 @@ from gpujobs.call_outcome import Wanted
 from gpujobs.call_recipe import OURS, template
 from gpujobs.call_source import Source, find_any
 from gpujobs.errors import BadInput
-from gpujobs.fleet_run import FleetRun
-from gpujobs.fleet_task import Task, TaskFuture, pack_task
+from gpujobs.fleet_call import CallTask, pack_task
+from gpujobs.fleet_program import FleetRun
+from gpujobs.fleet_task import TaskFuture
 from gpujobs.ledger import open_ledger
 from gpujobs.models import Reporter
 from gpujobs.recipe import Recipe
@@ -181,7 +182,7 @@ class Fleet(Executor):
         with self._lock:
             self._check_open()
             self._begin(source)
-            self._run.add(Task(number=number, future=future, wanted=wanted, content=content, size=size))
+            self._run.add(CallTask(number=number, future=future, wanted=wanted, content=content, size=size))
         return future
 
     def _wanted(self, fn: Callable[..., Any], inner: Callable[..., Any]) -> Wanted:

@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import BinaryIO, cast
 
-from gpujobs.call_recipe import join_script
 from gpujobs.errors import GpujobsError, MachineLost, RemoteFailure, Unreachable
+from gpujobs.fleet_script import join_script
 from gpujobs.fleet_task import Task, death, part_told
 from gpujobs.fleet_tell import End, Teller
 from gpujobs.remote.encode import MAX_BYTES
@@ -304,6 +304,7 @@ class Dealer:
                 task.tries += 1
                 link.tasks[task.number] = task
                 link.put_task(task)
+                task.begin(link.name)
             if link.leaving and link.ready and not link.tasks:
                 link.put(b"q")
                 link.ready = False

@@ -1,26 +1,17 @@
-"""One task of a fleet: from a call to the bytes that a slot reads, and from those that it leaves to a future's end."""
+"""One task of a fleet, as those see it who deal it out: bytes that a slot reads, and a future that ends."""
 
 import json
-import os
-import shutil
-import struct
-import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar
 
-from gpujobs.call_files import Call, pack
-from gpujobs.call_outcome import Wanted, result_in
-from gpujobs.call_source import Source
 from gpujobs.errors import BadResult, JobFailed, KilledRemotely, OutOfMemory, RemoteFailure
-from gpujobs.settings import private_folder, private_opener
 
 _R = TypeVar("_R")
-_HEAD = struct.Struct(">IQ")  # as remote/slot.py reads it
-_SMALL_BYTES = 2**16  # what is larger waits on the disk, so that a long queue costs little memory
 _PIECE_BYTES = 2**18
 _COUNTS = {str(value): value for value in range(256)} | {"False": 0, "True": 1}  # what a process can end with
 
@@ -44,12 +35,11 @@ class TaskFuture(Future[_R]):
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Task:
-    """A call that waits, or is at a machine; `content` is what a slot reads, or the path of a file with it."""
+class Task(ABC):
+    """Some work that waits, or is at a machine; `content` is what a slot reads, or the path of a file with it."""
 
     number: int
     future: TaskFuture[Any]
-    wanted: Wanted
     content: bytes | Path
     size: int
     tries: int = 0
@@ -68,15 +58,15 @@ class Task:
         if isinstance(self.content, Path):
             self.content.unlink(missing_ok=True)
 
+    def begin(self, machine: str) -> None:  # noqa: B027 - few need to know
+        """Hear that it goes to a machine; called by the thread that deals, which must not wait."""
+
+    def put_back(self) -> None:  # noqa: B027 - as above
+        """Hear that its machine was lost, and that it waits again."""
+
+    @abstractmethod
     def finish(self, outcome: BinaryIO) -> None:
         """End the future with what a slot left."""
-        try:
-            value = result_in(outcome, self.wanted)
-        except Exception as error:  # noqa: BLE001 - a future's exception is whatever came
-            self.fail(error)
-        else:
-            self.drop()
-            self.future.set_result(value)
 
     def fail(self, error: BaseException) -> None:
         """End the future with an exception, begun or not."""
@@ -90,30 +80,6 @@ class Task:
             self.drop()
             with suppress(RuntimeError):  # it was told already
                 self.future.set_running_or_notify_cancel()
-
-
-def pack_task(call: Call, source: Source, *, chunk: bool, trust_remote: bool, place: Path) -> tuple[bytes | Path, int]:
-    """Give what a slot reads to make a call, and its size; a large one lies in the file `place`. Raises BadInput."""
-    with (
-        tempfile.SpooledTemporaryFile(_SMALL_BYTES) as arguments,
-        tempfile.SpooledTemporaryFile(_SMALL_BYTES) as arrays,
-    ):
-        parts = cast("tuple[BinaryIO, BinaryIO]", (arguments, arrays))
-        spec = {**pack(call, source, *parts), "chunk": chunk, "trust_remote": trust_remote}
-        text = json.dumps(spec).encode()
-        sizes = [part.seek(0, os.SEEK_END) for part in parts]
-        head = _HEAD.pack(len(text), sizes[0]) + text
-        for part in parts:
-            part.seek(0)
-        if sum(sizes) <= _SMALL_BYTES:
-            content = head + arguments.read() + arrays.read()
-            return content, len(content)
-        private_folder(place.parent)
-        with open(place, "wb", opener=private_opener) as file:
-            file.write(head)
-            for part in parts:
-                shutil.copyfileobj(part, file, _PIECE_BYTES)
-        return place, len(head) + sum(sizes)
 
 
 def part_told(machine: str, text: bytes) -> Part:

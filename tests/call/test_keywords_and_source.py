@@ -13,11 +13,12 @@ import pytest
 
 import gpujobs
 from gpujobs import gpu_job
-from gpujobs.call_files import IN_WORKDIR, Call, write_call
+from gpujobs.call_files import Call, write_call
 from gpujobs.call_recipe import NOT_OURS, OURS, Keys, for_call, template
 from gpujobs.call_source import find_source
 from gpujobs.errors import BadInput
 from gpujobs.recipe import Recipe, Resources
+from gpujobs.remote import IN_WORKDIR
 from tests.call.project import load
 
 ROOT = Path(__file__).parents[2]
