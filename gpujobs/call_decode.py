@@ -50,7 +50,9 @@ def decode(file: BinaryIO) -> Decoded:
 
 
 def _decoded(file: BinaryIO) -> Decoded:
-    size = os.fstat(file.fileno()).st_size - file.tell()
+    begin = file.tell()
+    size = file.seek(0, os.SEEK_END) - begin
+    file.seek(begin)
     if size > MAX_BYTES:
         raise ValueError(f"it has {size} bytes, above the {MAX_BYTES} that are read")
     decoder = _Decoder(file, size)

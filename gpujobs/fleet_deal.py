@@ -1,5 +1,6 @@
 """Deals tasks to the slots of a fleet's machines and takes what comes back: one thread, however many there are."""
 
+import io
 import json
 import os
 import selectors
@@ -10,20 +11,24 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import BinaryIO
+from functools import partial
+from typing import BinaryIO, cast
 
-from gpujobs.call_recipe import join_script
 from gpujobs.errors import GpujobsError, MachineLost, RemoteFailure, Unreachable
-from gpujobs.fleet_task import Task, death
+from gpujobs.fleet_script import join_script
+from gpujobs.fleet_task import Task, death, part_told
+from gpujobs.fleet_tell import End, Teller
 from gpujobs.remote.encode import MAX_BYTES
 from gpujobs.shell import Shell
 from gpujobs.shell_stream import Stream
 
 _FRAME = struct.Struct(">cQQ")  # as remote/foreman.py has it
+_LETTERS = {b"h", b"r", b"x", b"w"}
 _SHORT_BYTES = 2**20
 _TICK_S, _FULL_S = 1.0, 0.01
 _TURNS = 64  # so often one machine is listened to before the others are
 _PULSE_S = 60.0
+_SMALL_BYTES = 2**16  # a result above that waits on the disk
 _MEND_S = 5.0  # after a stream's end, for the work's own end to be seen
 
 
@@ -69,7 +74,10 @@ def _framed(task: Task) -> Iterator[bytes]:
 
 
 class Dealer:
-    """The queue, and the one thread that deals from it. `news` is called, with no lock held, when something ended."""
+    """The queue, and the one thread that deals from it. `news` is called, with no lock held, when something ended.
+
+    Futures end on the threads of its teller.
+    """
 
     def __init__(self, news: Callable[[], None]) -> None:
         """Start no thread yet."""
@@ -84,6 +92,7 @@ class Dealer:
         self._selector.register(self._wake_out, selectors.EVENT_READ)
         self._thread: threading.Thread | None = None
         self._over = False
+        self._teller = Teller("gpujobs-callbacks")
 
     # From any thread
 
@@ -93,12 +102,13 @@ class Dealer:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread; not to be called from it."""
+        """End the thread, once all futures that are to end have; not to be called from it or from a callback."""
         with self._lock:
             self._over = True
         self._wake()
         if self._thread is not None:
             self._thread.join()
+        self._teller.close()
         self._selector.close()
         os.close(self._wake_in)
         os.close(self._wake_out)
@@ -108,6 +118,10 @@ class Dealer:
         with self._lock:
             (self._queue.extendleft if first else self._queue.extend)(reversed(tasks) if first else tasks)
         self._wake()
+
+    def fail(self, tasks: Sequence[Task], error: BaseException) -> None:
+        """Have futures end with an error."""
+        self._teller.tell(partial(task.fail, error) for task in tasks)
 
     def waiting(self) -> int:
         """Count the queued tasks; forgets those that were cancelled."""
@@ -163,15 +177,15 @@ class Dealer:
 
     @property
     def is_here(self) -> bool:
-        """Whether this is the dealing thread: it must not wait for what it brings about itself."""
-        return self._thread is threading.current_thread()
+        """Whether this is a callback, which must not wait for the end of the fleet that it is part of."""
+        return self._teller.is_here
 
     # The thread's own
 
     def _run(self) -> None:
         wait_s = _TICK_S
         while not self._over:
-            ended: list[Callable[[], None]] = []
+            ended: list[End] = []
             for key, _ in self._selector.select(wait_s):
                 if key.data is None:
                     with suppress(BlockingIOError):
@@ -181,13 +195,14 @@ class Dealer:
                     self._serve(link, ended)
                 self._deal()
                 full = [self._send(link) for link in self._links]
-            for end in ended:
-                end()
             if ended:
+                self._teller.tell(ended)
                 self._news()
+            else:
+                self._teller.look()
             wait_s = _FULL_S if any(full) else _TICK_S
 
-    def _serve(self, link: Link, ended: list[Callable[[], None]]) -> None:
+    def _serve(self, link: Link, ended: list[End]) -> None:
         now = time.monotonic()
         if link.broken_at is not None and now - link.broken_at > _MEND_S and link.shell is not None:
             link.broken_at = None
@@ -224,16 +239,17 @@ class Dealer:
             stream.close()
         link.renew(shell, None)
 
-    def _read(self, link: Link, ended: list[Callable[[], None]]) -> None:
+    def _read(self, link: Link, ended: list[End]) -> None:
         while True:
             if link.result is None:
                 if len(link.heard) < _FRAME.size:
                     return
                 letter, number, size = _FRAME.unpack_from(link.heard)
                 del link.heard[: _FRAME.size]
-                if letter not in {b"h", b"r", b"x"} or size > (MAX_BYTES + 64 if letter == b"r" else _SHORT_BYTES):
+                if letter not in _LETTERS or size > (MAX_BYTES + 64 if letter == b"r" else _SHORT_BYTES):
                     raise RemoteFailure(f"{link.name} sent what is no frame of ours")
-                link.result = (letter, number, size, tempfile.TemporaryFile())  # noqa: SIM115 - closed by who reads it
+                place = io.BytesIO() if size <= _SMALL_BYTES else tempfile.TemporaryFile()  # noqa: SIM115 - for its reader
+                link.result = (letter, number, size, cast("BinaryIO", place))
             letter, number, left, file = link.result
             piece = link.heard[:left]
             file.write(piece)
@@ -244,11 +260,17 @@ class Dealer:
             link.result = None
             self._hear(link, letter, number, file, ended)
 
-    def _hear(self, link: Link, letter: bytes, number: int, file: BinaryIO, ended: list[Callable[[], None]]) -> None:
+    def _hear(self, link: Link, letter: bytes, number: int, file: BinaryIO, ended: list[End]) -> None:
         file.seek(0)
         if letter == b"h":
             with file:
                 self._catch_up(link, _known(file.read()))
+            return
+        if letter == b"w":
+            with file:
+                part = part_told(link.name, file.read())
+            if number in link.tasks:
+                link.tasks[number].future.part = part
             return
         link.put(b"a", number)
         task = link.tasks.pop(number, None)
@@ -282,6 +304,7 @@ class Dealer:
                 task.tries += 1
                 link.tasks[task.number] = task
                 link.put_task(task)
+                task.begin(link.name)
             if link.leaving and link.ready and not link.tasks:
                 link.put(b"q")
                 link.ready = False

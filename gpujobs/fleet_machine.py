@@ -185,8 +185,6 @@ class FleetMachine:
             attempt.settle(error)
             if self.end == "lost":
                 attempt.avoid(why="lost under its tasks")
-                if self._choice is not None:
-                    self._places.ask([self._choice])  # an avoided host is still in the stock, and not for us
             if error is not None and attempt.work_began and not isinstance(error, MachineLost):
                 attempt.pull_what_there_is()
         except LetGo:

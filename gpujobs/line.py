@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from gpujobs.backends import Backend
 from gpujobs.clock import StopToken, backoff
-from gpujobs.errors import BootTimeout, GpujobsError, MachineLost, NotFound, Unavailable, Unreachable
+from gpujobs.errors import BootTimeout, GpujobsError, HostKeyChanged, MachineLost, NotFound, Unavailable, Unreachable
 from gpujobs.host import Host
 from gpujobs.models import Access, Machine, MachineStatus, Reporter
 from gpujobs.settings import private_folder
@@ -59,7 +59,11 @@ class Line:
         started = looked_at = clock.monotonic()
         for wait_s in backoff(self.host.timing.reach_s, 5.0, dice=self.host.dice):
             self.stop.raise_if_stopped()
-            trouble = self._try()
+            try:
+                trouble = self._try()
+            except HostKeyChanged:
+                self.look(booting=lost is BootTimeout)  # the provider may have put another container in its place
+                raise
             if trouble is None and self._shell is not None:
                 return self._shell
             waited_s = clock.monotonic() - started

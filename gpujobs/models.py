@@ -77,6 +77,7 @@ class Offer:
     price_is_estimate: bool
     free: int  # machines of this shape that could be rented now
     sku: str = ""  # the provider's id of this shape, where it has one
+    in_doubt: bool = False  # what is free may lie on hosts that we had blocked, where a machine would wait in vain
 
     def __str__(self) -> str:
         """Name it as one line of a table would."""

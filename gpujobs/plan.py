@@ -56,7 +56,8 @@ def check_local(host: Host, recipe: Recipe) -> None:
 def make_plan(host: Host, recipe: Recipe) -> Plan:
     """Ask every allowed backend for its offers and order them.
 
-    The recipe's own order of `infra` comes first, then the price; where `infra` is left out, the price alone.
+    The recipe's own order of `infra` comes first, then the price; where `infra` is left out, the price alone. Offers
+    that are in doubt come behind all others.
 
     Raises:
         BadInput: no backend can do what the recipe asks; every reason is in the message.
@@ -153,18 +154,18 @@ def _image(ledger: Ledger, backend: str, recipe: Recipe) -> str:
     raise BadInput(f"resources.image: no {wanted} on {backend}; known snapshots there: {', '.join(known) or 'none'}")
 
 
-def _rank(recipe: Recipe, offer: Offer) -> tuple[int, float]:
+def _rank(recipe: Recipe, offer: Offer) -> tuple[bool, int, float]:
     price = float("inf") if offer.price_cny_per_h is None else offer.price_cny_per_h
     for place, wanted in enumerate(recipe.resources.infra):
         backend, _, region = wanted.partition("/")
         if backend == offer.backend and region in ("", offer.region):
-            return (place, price)
-    return (len(recipe.resources.infra), price)
+            return (offer.in_doubt, place, price)
+    return (offer.in_doubt, len(recipe.resources.infra), price)
 
 
 def _estimate(recipe: Recipe, choices: Sequence[Choice]) -> float | None:
     price = price_bound(recipe, choices[0].offer.price_cny_per_h if choices else None)
-    return None if price is None else round(price * recipe.max_duration / 3600, 2)
+    return None if price is None else round(price * recipe.machines_at_once * recipe.max_duration / 3600, 2)
 
 
 def _first_worst(errors: Sequence[BadInput | ProviderError]) -> BadInput | ProviderError:

@@ -2,9 +2,10 @@
 
 import math
 import threading
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gpujobs.backends._autodl_replies import GpuStock
@@ -38,6 +39,7 @@ _STEP = 50  # CNY × 1000: prices are found to 0.05 CNY
 _PRICED = 4
 _AT_ONCE = 8
 _KEPT_S = 600.0
+_GPUS_A_HOST = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +90,8 @@ class StockBook:
         """Give what is free for `recipe`, cheapest first.
 
         The four places with the most stock are priced, to 0.05 CNY upwards; of others the price stays at
-        `max_price`, or unknown. Raises BadInput where a region or each of the GPUs is unknown.
+        `max_price`, or unknown. AutoDL counts the hosts that we had blocked among what is free: where there may be no
+        other, the offer is in doubt. Raises BadInput where a region or each of the GPUs is unknown.
         """
         want = recipe.resources
         places = _places(want)
@@ -98,6 +101,9 @@ class StockBook:
             found = sorted(_candidates(want, places, stocks), key=lambda one: -one.idle)
             priced = pool.map(lambda pair: self._offer(want, pair[1], priced=pair[0] < _PRICED), enumerate(found))
             offers = [offer for offer in priced if offer is not None]
+        if offers:
+            blocked = self._blocked()
+            offers = [_doubted(offer, blocked[region_sign(offer.region)]) for offer in offers]
         return sorted(offers, key=lambda one: (one.price_cny_per_h is None, one.price_cny_per_h or 0.0, -one.free))
 
     def _stock_of(self, region: str) -> Mapping[str, GpuStock] | Refused:
@@ -105,6 +111,13 @@ class StockBook:
             return self._client.gpu_stock(region)
         except Refused as error:
             return error
+
+    def _blocked(self) -> Mapping[str, int]:
+        """Count the hosts that we had blocked, by region; none where AutoDL refuses to tell."""
+        try:
+            return Counter(host.data_center for host in self._client.blocked_hosts())
+        except Refused:
+            return Counter()
 
     def _offer(self, want: Resources, at: _Candidate, *, priced: bool) -> Offer | None:
         top = PRICE_CAP_PER_GPU if want.max_price is None else math.floor(want.max_price * CNY / at.count)
@@ -152,6 +165,11 @@ class StockBook:
         asked = {**ranges(want, gpus=at.count), "gpu_name_set": [at.gpu]}
         stock = self._client.gpu_stock(at.region, {**asked, "price_from": PRICE_FROM, "price_to": price_to})
         return stock.get(at.gpu, GpuStock()).idle_gpu_num
+
+
+def _doubted(offer: Offer, blocked: int) -> Offer:
+    """Mark an offer that no host may be behind but the `blocked` ones of its region; their GPUs are not told."""
+    return replace(offer, in_doubt=offer.free * offer.gpu_count <= blocked * _GPUS_A_HOST) if blocked else offer
 
 
 def _places(want: Resources) -> Mapping[str, str]:

@@ -267,6 +267,8 @@ NO_REGION = Answer(body={"code": "RequestParameterIsWrong", "msg": "请求参数
 
 def stock_but_in(*closed: str) -> Callable[[Request], Answer]:
     def answer(asked: Request) -> Answer:
+        if asked.method == "GET":
+            return NO_REGION  # the blocked hosts: without them it is not known which offers are in doubt
         if asked.body["region_sign"] in closed:
             return NO_REGION
         return ok({"L20": {"idle_gpu_num": 2, "total_gpu_num": 4}})
@@ -581,3 +583,15 @@ def test_a_bad_host_is_avoided_for_a_day(backend: AutoDL, server: FakeServer) ->
     assert (ban.host.machine_id, ban.comment[:21]) == (machine.host, "gpujobs: slow to boot")
     assert 86000 < ban.expires_at - ban.updated_at <= 86400
     assert backend.avoid(replace(machine, unit="never-was"), why="x") is False
+
+
+def test_what_may_be_free_on_blocked_hosts_alone_is_in_doubt(backend: AutoDL, server: FakeServer) -> None:
+    recipe = recipe_of("RTX 4090", resources={"infra": ["autodl/neimengDC1", "autodl/westDC2"]})
+    assert [offer.in_doubt for offer in backend.offers(recipe)] == [False, False]
+    with server.world.ground.lock:
+        cloud = server.world.autodl
+        for region in ("neimengDC1", "westDC2"):  # of one host with a 4090, and of six
+            host = next(one for one in cloud.fleet.hosts if (one.data_center, one.gpu_name) == (region, "RTX 4090"))
+            cloud.fleet.ban(host, minutes=60, comment="", now=server.world.ground.timeline.now())
+    offers = backend.offers(recipe)
+    assert [(one.region, one.free, one.in_doubt) for one in offers] == [("neimengDC1", 7, True), ("westDC2", 36, False)]

@@ -136,6 +136,21 @@ def test_callbacks_are_called_and_their_errors_are_logged(
     assert "of a callback" in caplog.text
 
 
+def test_a_callback_may_wait_for_other_tasks_and_holds_none_up(pool: Fleet, work: ModuleType) -> None:
+    let_go, came = threading.Event(), [0]
+    pool.submit(work.square, 2).add_done_callback(lambda _: let_go.wait(LIMIT_S) and came.append(2))
+    with open_hand(pool) as touch:
+        first = pool.submit(work.wait_for, "chain-go")
+        other = pool.submit(work.square, 3)
+        first.add_done_callback(lambda _: came.append(other.result(LIMIT_S)))
+        first.add_done_callback(lambda _: came.append(pool.submit(work.square, 4).result(LIMIT_S)))
+        touch("chain-go")
+        assert other.result(LIMIT_S) == 9, "though a callback stays"
+    eventually(lambda: came == [0, 9, 16], what="the callback had what it waited for")
+    let_go.set()
+    eventually(lambda: came == [0, 9, 16, 2], what="the one that stayed goes on")
+
+
 def test_wait_and_as_completed_mix_with_the_futures_of_others(pool: Fleet, work: ModuleType) -> None:
     with ThreadPoolExecutor(1) as threads, open_hand(pool) as touch:
         mine, other = pool.submit(work.wait_for, "mix-go"), threads.submit(work.square, 5)
@@ -232,6 +247,7 @@ def test_a_thousand_queued_tasks_cost_little_and_no_thread(pool: Fleet, work: Mo
 def test_after_shutdown_nothing_is_taken_and_what_was_queued_is_done(cloud: FakeServer, work: ModuleType) -> None:
     fleet = open_fleet()
     futures = [fleet.submit(work.square, number) for number in range(5)]
+    futures[4].add_done_callback(lambda _: fleet.shutdown())  # which must not wait for itself
     fleet.shutdown(wait=False)
     with pytest.raises(RuntimeError, match="cannot schedule new futures after shutdown"):
         fleet.submit(work.square, 1)

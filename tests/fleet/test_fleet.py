@@ -33,7 +33,7 @@ def keys(backend: str = "matrixdc", **more: Any) -> dict[str, Any]:
     return {"accelerators": GPUS[backend], "infra": backend, **more}
 
 
-@pytest.mark.parametrize("backend", ["matrixdc"])
+@pytest.mark.parametrize("backend", ["matrixdc", "autodl"])
 def test_a_machine_that_dies_amid_its_tasks_is_replaced_and_each_result_comes_once(
     backend: str,
     work: ModuleType,

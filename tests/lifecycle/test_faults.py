@@ -6,9 +6,15 @@ from dataclasses import replace
 import pytest
 
 from gpujobs import reaper
+from gpujobs.attempt import Attempt
 from gpujobs.clock import StopToken
+from gpujobs.errors import MachineLost
 from gpujobs.host import Host
+from gpujobs.lifecycle import new_run_id, open_run
+from gpujobs.plan import make_plan
+from gpujobs.renting import Job, rent_first
 from gpujobs.teardown import named, release, settle
+from tests.clocks import eventually
 from tests.cloud import BACKENDS, STARTS, Control, Memory, recipe_for
 from tests.lifecycle.test_run import run
 
@@ -106,4 +112,21 @@ def test_no_new_attempt_is_made_while_the_old_machine_is_not_confirmed_gone(
     assert [attempt.number for attempt in host.ledger.attempts(outcome.run_id)] == [1]
     control.ask("DELETE", "faults")
     reaper.reap(host, yes=True, reporter=Memory())
+    assert control.left() == []
+
+
+def test_a_container_that_the_provider_replaced_is_a_lost_machine_and_no_stranger(host: Host, control: Control) -> None:
+    control.ask("POST", "faults", {"kind": "dies_mid_run", "seconds": 5000, "count": 1})
+    recipe, run_id = recipe_for("autodl"), new_run_id()
+    open_run(host, recipe, run_id=run_id)
+    job = Job(host=host, run=host.ledger.get_run(run_id), recipe=recipe, stop=StopToken(), reporter=Memory())
+    machine = rent_first(job, make_plan(host, recipe).choices)
+    attempt, backend = Attempt(job, machine), host.backend("autodl")
+    attempt.boot()
+    before = backend.access(machine)
+    control.ask("POST", "clock", {"advance": 5001})
+    eventually(lambda: backend.access(machine) not in (None, before), what="another container takes its place")
+    with pytest.raises(MachineLost, match="autodl replaced its container"):
+        attempt.push()
+    attempt.release()
     assert control.left() == []

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from fake_server.server import FakeServer
 from gpujobs import errors
 from gpujobs.host import Host
 from gpujobs.plan import check_local, make_plan
@@ -26,6 +27,15 @@ def test_infra_is_an_order_that_comes_before_the_price(host: Host) -> None:
     choices = make_plan(host, recipe(infra=["matrixdc", "autodl/westDC3", "autodl/westDC2"])).choices
     places = [(choice.offer.backend, choice.offer.region) for choice in choices]
     assert places == [("matrixdc", "host-cluster"), ("autodl", "westDC3"), ("autodl", "westDC2")]
+
+
+def test_a_place_whose_free_hosts_may_all_be_blocked_comes_last(host: Host, fake: FakeServer) -> None:
+    wanted = recipe(infra=["autodl/neimengDC1", "autodl/westDC2"])
+    with fake.world.ground.lock:
+        fleet = fake.world.autodl.fleet
+        (only,) = (one for one in fleet.hosts if (one.data_center, one.gpu_name) == ("neimengDC1", "RTX 4090"))
+        fleet.ban(only, minutes=60, comment="", now=fake.world.ground.timeline.now())
+    assert [one.offer.region for one in make_plan(host, wanted).choices] == ["westDC2", "neimengDC1"]
 
 
 def test_the_estimate_is_the_first_choices_price_for_all_of_max_duration(host: Host) -> None:
