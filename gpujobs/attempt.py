@@ -180,7 +180,7 @@ class Attempt:
         over = OverLimit(f"the work was still running after {limit_s:.0f} s, past {limit}; it was stopped")
         with self._line.bounded(limit_s, lambda: self._line.stop.stop(over)), self._log_in_store():
             self._line.insist(self._start)
-            self._line.insist(self._attend)
+            self._line.insist(self._attend, patient=True)
         self._check_log()
         self._judge()
 

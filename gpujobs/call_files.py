@@ -17,7 +17,7 @@ from gpujobs.errors import BadInput
 from gpujobs.remote import call_files, fleet_files
 from gpujobs.settings import private_folder, private_opener
 
-IN_WORKDIR = "./.gpujobs-call"  # the call's folder on the machine
+CALL_FOLDER = "call"  # in a run's folder here: what goes up
 _PROTOCOL = 4  # the newest that Python 3.6 reads
 _Pickle = Callable[[BinaryIO, BinaryIO], pickle.Pickler]
 
@@ -42,6 +42,30 @@ def write_call(folder: Path, call: Call, source: Source, *, trust_remote: bool) 
     if spec["minor"]:
         _copy_cloudpickle(folder / "lib")
     _write(folder / "call.json", json.dumps({**spec, "trust_remote": trust_remote}))
+
+
+def write_named(folder: Path, named: Mapping[str, Any], kwargs: Mapping[str, Any], *, trust_remote: bool) -> None:
+    """Write a call's folder for a function that is known by `name_of` alone."""
+    _write_code(folder, call_files())
+    with open(folder / "arguments", "wb", opener=private_opener) as arguments:
+        pickle.dump((None, (), dict(kwargs)), arguments, protocol=_PROTOCOL)
+    _write(folder / "arrays", "")
+    _write(folder / "call.json", json.dumps({**named, "trust_remote": trust_remote}))
+
+
+def name_of(source: Source) -> dict[str, Any]:
+    """Give what call.py finds a function by; raises BadInput for one that has no name to be found by."""
+    main = main_module(source.workdir) if source.module == "__main__" and not source.by_value else None
+    if source.by_value or (source.module == "__main__" and main is None):
+        raise BadInput(f"{source.name} has no name that a machine could import it by; write it at a module's top")
+    return {
+        "module": source.module,
+        "function": source.name,
+        "from_source": True,
+        "roots": list(source.roots),
+        "main": main,
+        "minor": None,
+    }
 
 
 def write_fleet(folder: Path) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from gpujobs import lifecycle, process, settings
-from gpujobs.call_outcome import Ending, Wanted, result_of
+from gpujobs.call_files import CALL_FOLDER
+from gpujobs.call_outcome import Wanted, ending_of, result_of
 from gpujobs.call_recipe import OUTCOME
 from gpujobs.clock import StopToken
 from gpujobs.errors import BadInput, Busy, Cancelled
@@ -22,10 +23,10 @@ from gpujobs.ledger_rows import ENDED, Run
 from gpujobs.models import Reporter
 from gpujobs.plan import check_local
 from gpujobs.recipe import Recipe
-from gpujobs.run_folder import RunFolder
-from gpujobs.settings import Settings
+from gpujobs.run_folder import LOG, RunFolder
+from gpujobs.settings import Settings, private_folder
+from gpujobs.store_folder import fetch_outputs, folder_of
 
-CALL_FOLDER = "call"  # in a run's folder: what goes up
 _LOOK_EVERY_S = 0.5
 _R = TypeVar("_R")
 
@@ -98,14 +99,15 @@ class Job(Future[_R]):
 
     @property
     def outputs(self) -> Mapping[str, Path]:
-        """The files and folders of `outputs=` that have come home, by name."""
-        folder = RunFolder(self._settings.runs / self.run_id)
-        names = [path.name for path in folder.outputs.iterdir() if path.name != OUTCOME and path.name[0] != "."]
+        """The files and folders of `outputs=` that are home, by name, or in the store."""
+        folder = self._folder()
+        names = [path.name for path in folder.outputs.glob("*") if path.name != OUTCOME and path.name[0] != "."]
         return folder.pulled(dict.fromkeys(names, ""))
 
     def logs(self) -> str:
-        """Give what the call has written so far."""
-        log = RunFolder(self._settings.runs / self.run_id).log
+        """Give what the call has written so far; from the store where another host has more."""
+        with open_ledger(self._settings.database_url) as ledger:
+            log = folder_of(self._settings, ledger.get_run(self.run_id)) / LOG
         return log.read_text("utf-8", "replace") if log.exists() else ""
 
     def running(self) -> bool:
@@ -148,17 +150,27 @@ class Job(Future[_R]):
             if run is None:
                 run = self._run_to_end(host)
             codes = [row.exit_code for row in host.ledger.attempts(self.run_id)]
-        folder = RunFolder(self._settings.runs / self.run_id)
-        shutil.rmtree(folder.path / CALL_FOLDER, ignore_errors=True)
-        ending = Ending(
-            state=run.state, exit_code=run.exit_code or 0, error=run.error, code=codes[-1] if codes else None
-        )
+        shutil.rmtree(self._settings.runs / self.run_id / CALL_FOLDER, ignore_errors=True)
+        folder = self._folder()
         try:
-            result: _R = result_of(folder.outputs / OUTCOME, ending, self._wanted)
+            result: _R = result_of(folder.outputs / OUTCOME, ending_of(run, codes), self._wanted)
         except Exception as error:
             error.add_note(f"gpujobs run {self.run_id}; its log: {folder.log}")
             raise
         return result
+
+    def _folder(self) -> RunFolder:
+        """Give the folder that holds what came home: the run's own, or what another host has put into the store."""
+        own, found = RunFolder(self._settings.runs / self.run_id), self._settings
+        if not found.store or (own.outputs / OUTCOME).exists():
+            return own
+        fetched = RunFolder(private_folder(found.home / "fetched") / self.run_id)
+        if not (fetched.outputs / OUTCOME).exists():
+            with open_ledger(found.database_url) as ledger:
+                run = ledger.get_run(self.run_id)
+            if run.state not in ENDED or not fetch_outputs(found, run, fetched.outputs):
+                return own
+        return fetched
 
     def _run_to_end(self, host: Host) -> Run:
         """Drive the run; where another process does, wait until it has ended or that process has let go of it."""

@@ -1,7 +1,7 @@
 """What came of a call: its value, its exception, or why there is neither; read from a run that has ended."""
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +21,7 @@ from gpujobs.errors import (
     OutOfMemory,
     OverLimit,
 )
+from gpujobs.ledger_rows import Run
 from gpujobs.progress import clean
 
 _HEAD = b"gpujobs call 1 "
@@ -48,6 +49,13 @@ class Wanted:
 
     hint: Any
     trust_remote: bool
+    as_fields: bool = False  # objects of the caller's classes stay Fields: it is only looked at
+
+
+def ending_of(run: Run, codes: Sequence[int | None]) -> Ending:
+    """Give how a run ended; `codes` are the exit codes of its attempts."""
+    code = codes[-1] if codes else None
+    return Ending(state=run.state, exit_code=run.exit_code or 0, error=run.error, code=code)
 
 
 def result_of(folder: Path, ending: Ending, wanted: Wanted) -> Any:
@@ -87,7 +95,7 @@ def _value_in(file: BinaryIO, kind: bytes, wanted: Wanted) -> Any:
     if kind != b"value":
         raise BadResult(f"what came for a result is no value, but {kind[:20]!r}")
     decoded = decode(file)
-    return fit(decoded.value, wanted.hint) if decoded.has_fields else decoded.value
+    return fit(decoded.value, wanted.hint) if decoded.has_fields and not wanted.as_fields else decoded.value
 
 
 def result_in(file: BinaryIO, wanted: Wanted) -> Any:

@@ -1,8 +1,6 @@
 """From the keywords of a decorator to the Recipe of one call; what is wrong is said before anything is rented."""
 
-import posixpath
 import re
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
@@ -10,23 +8,23 @@ from typing import Any, TypedDict
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from gpujobs.call_files import IN_WORKDIR
 from gpujobs.errors import BadInput
-from gpujobs.recipe import FLEET, Recipe, Resources
-from gpujobs.shell import quote_path
+from gpujobs.fleet_script import filled, find_python, foreman_script
+from gpujobs.recipe import Recipe, Resources
+from gpujobs.remote import IN_WORKDIR
 
 OURS = ("python", "trust_remote", "workdir")  # of the keywords, those that are no key of a recipe's
 NOT_OURS = {  # keys of a recipe's that a call has no use for, and why
     "run": "the function is what runs",
     "commands": "the function is what runs",
-    "schedule": "a decorated function is called, not scheduled",
+    "schedule": "a decorated function has its schedule by .deploy(cron=…)",
+    "matrix": "map() calls it with many arguments",
+    "tasks": "map() calls it with many arguments",
+    "only_tasks": "map() calls it with many arguments",
+    "concurrency": "map() has machines=",
 }
 OUTCOME = "_outcome"  # the output that brings the function's result home
 
-_FIND = """\
-gj_refuse() {{ printf '%s\\n' "$*" >{folder}/out/refused; printf 'gpujobs: %s\\n' "$*" >&2; exit 2; }}
-gj_python=$({find}) || gj_python=
-"""
 _CHECK = """\
 (
 {find_it}[ -z "$gj_python" ] || "$gj_python" {folder}/call.py check
@@ -46,24 +44,7 @@ if [ "$gj_code" -gt 128 ]; then echo "$gj_code ${{gj_before:-0}} $(gj_ooms)" >{f
 exit "$gj_code"
 """
 
-
-_FLEET_RUN = """\
-{find_it}[ -n "$gj_python" ] || gj_refuse {absent}
-"$gj_python" -c 'import sys; sys.exit(sys.version_info < (3, 6))' ||
-  gj_refuse "the machine's Python is $("$gj_python" -V 2>&1), and a call needs 3.6 or later; name another with python="
-exec "$gj_python" {folder}/foreman.py
-"""
-_JOIN = """\
-exec 2>/dev/null
-cd {folder} || exit 70
-until [ -s python ]; do
-  [ ! -f ../../exit.json ] || exit 3
-  sleep 0.1 2>/dev/null || sleep 1
-done
-read -r gj_python <python
-exec "$gj_python" relay.py
-"""
-_NOT_OF_A_FLEET = ("outputs", "snapshot", "on_failure")
+_NOT_OF_A_FLEET = ("outputs", "snapshot", "on_failure", "matrix", "tasks")
 
 
 class Keys(TypedDict, total=False):
@@ -147,14 +128,9 @@ def for_fleet(common: Recipe, *, workdir: str, files: Path, python: str) -> Reci
         update={
             "workdir": workdir,
             "file_mounts": {**common.file_mounts, IN_WORKDIR: str(files)},
-            "run": f"{FLEET}\n{_filled(_FLEET_RUN, python)}",
+            "run": foreman_script(python),
         }
     )
-
-
-def join_script(work: str) -> str:
-    """Write what joins a channel to the foreman of the machine whose work's folder is `work`; waits for its start."""
-    return _JOIN.format(folder=quote_path(posixpath.join(work, IN_WORKDIR)))
 
 
 def run_name(name: str) -> str:
@@ -164,24 +140,12 @@ def run_name(name: str) -> str:
 
 def check_script(python: str) -> str:
     """Write what refuses a Python that will not do, before the user's own set-up; one that is yet to come is let be."""
-    return _CHECK.format(find_it=_find(python), folder=IN_WORKDIR)
+    return _CHECK.format(find_it=find_python(python), folder=IN_WORKDIR)
 
 
 def run_script(python: str, *, cgroup: str = "/sys/fs/cgroup") -> str:
     """Write what makes the call; `cgroup` is where Linux counts the processes that it ended for their memory."""
-    return _filled(_RUN, python, cgroup=cgroup)
-
-
-def _filled(script: str, python: str, **more: str) -> str:
-    absent = shlex.quote(
-        f"there is no {python or 'Python'} on the machine; name one with python=, or an image= that has it"
-    )
-    return script.format(find_it=_find(python), folder=IN_WORKDIR, absent=absent, **more)
-
-
-def _find(python: str) -> str:
-    find = f"command -v {shlex.quote(python)}" if python else "command -v python3 || command -v python"
-    return _FIND.format(find=find, folder=IN_WORKDIR)
+    return filled(_RUN, python, cgroup=cgroup)
 
 
 def _check_ours(keys: Mapping[str, Any]) -> None:

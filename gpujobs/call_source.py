@@ -40,10 +40,11 @@ def find_source(function: Callable[..., Any], *, workdir: str | None) -> Source:
         folder = _project(file.parent if file else Path.cwd(), wanted=file is not None)
     if not by_value:
         _check_inside(function, file, folder)
-    roots = _roots(folder, file, function.__module__) if folder else []
+    module = _module(function, file)
+    roots = _roots(folder, file, module) if folder else []
     return Source(
         name=function.__qualname__,
-        module=function.__module__,
+        module=module,
         workdir=str(folder) if folder else "",
         roots=roots,
         by_value=by_value,
@@ -117,6 +118,12 @@ def _file(function: Callable[..., Any]) -> Path | None:
     module = sys.modules.get(function.__module__)
     found = getattr(module, "__file__", None)
     return Path(found).resolve() if found and Path(found).is_file() else None
+
+
+def _module(function: Callable[..., Any], file: Path | None) -> str:
+    """Give the name that the machine imports the function's module by; Prefect makes one up for a flow's file."""
+    made_up = function.__module__.startswith("__prefect_loader_")
+    return file.stem if made_up and file is not None else function.__module__
 
 
 def _named(workdir: str, file: Path | None) -> Path:

@@ -12,11 +12,11 @@ from gpujobs.form import Form
 from gpujobs.form_schema import form_schema
 from gpujobs.prefect_api import DEPLOYMENT, POOL, ask
 from gpujobs.recipe import Recipe
-from gpujobs.recipe_schedule import Schedule
 from gpujobs.settings import Settings
 
 FLOW = DEPLOYMENT.partition("/")[0]
 ENTRYPOINT = "gpujobs.form_flow.run_form"
+CALL_ENTRYPOINT = "gpujobs.call_flow.run_call"
 FORM_PREFIX = "form-"  # of the deployments that the host makes: an empty form for each cloud
 _OURS = "recipe: "  # how the slug of our schedule begins, which the UI shows; others were made there and stay
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,39}")
@@ -51,7 +51,7 @@ def deploy(settings: Settings, api: str, recipe: Recipe, *, name: str, descripti
     mine = controller.status(settings)
     if mine and mine.url == api:
         controller.check_environment(settings, recipe.secrets)
-    _check_pool(api, pool)
+    check_pool(api, pool)
     return put(api, deployment_body(recipe, name=name, description=description, pool=pool))
 
 
@@ -85,7 +85,7 @@ def deployment_body(recipe: Recipe, *, name: str, description: str, pool: str) -
         "parameters": form.model_dump(mode="json"),
         "parameter_openapi_schema": form_schema(form, names),
         "enforce_parameter_schema": True,
-        "schedules": [_schedule(recipe.schedule)] if recipe.schedule else [],
+        "schedules": schedules_of(recipe),
     }
 
 
@@ -105,9 +105,14 @@ def _blank(backend: str) -> Recipe:
 
 
 def put(api: str, body: Mapping[str, Any]) -> Deployed:
-    """Create or update the deployment that `body` describes; `unchanged` where it is so already."""
+    """Create or update the deployment that `body` describes; `unchanged` where it is so already.
+
+    Raises BadInput where a recipe has a function's name, or a function has a recipe's.
+    """
     name = str(body["name"])
     known = _known(api, name)
+    if known and {known["entrypoint"], body["entrypoint"]} == {ENTRYPOINT, CALL_ENTRYPOINT}:
+        raise BadInput(f"{name} is the deployment of a recipe or a function already; choose another name")
     wanted = {**body, "schedules": _schedules(body["schedules"], known["schedules"] if known else [])}
     if known and _is_so(known, wanted):
         return Deployed(name=name, id=str(known["id"]), made="unchanged")
@@ -125,8 +130,8 @@ def _known(api: str, name: str) -> Mapping[str, Any] | None:
     return found
 
 
-def _check_pool(api: str, pool: str) -> None:
-    """See that the pool exists; our own is made where no host has been yet, as the host would make it."""
+def check_pool(api: str, pool: str) -> None:
+    """See that the pool exists, or raise BadInput; our own is made where no host has been yet, as a host makes it."""
     try:
         ask(api, "GET", f"/work_pools/{pool}")
     except NotFound as error:
@@ -136,13 +141,19 @@ def _check_pool(api: str, pool: str) -> None:
             ask(api, "POST", "/work_pools/", {"name": POOL, "type": POOL})
 
 
-def _schedule(schedule: Schedule) -> dict[str, Any]:
-    return {
-        "schedule": {"cron": schedule.cron, "timezone": schedule.timezone, "day_or": True},
-        "active": True,
-        "slug": f"{_OURS}{schedule.cron} ({schedule.timezone})",
-        "parameters": {},
-    }
+def schedules_of(recipe: Recipe) -> list[dict[str, Any]]:
+    """Give a deployment's schedules: the recipe's, where it has one."""
+    schedule = recipe.schedule
+    if schedule is None:
+        return []
+    return [
+        {
+            "schedule": {"cron": schedule.cron, "timezone": schedule.timezone, "day_or": True},
+            "active": True,
+            "slug": f"{_OURS}{schedule.cron} ({schedule.timezone})",
+            "parameters": {},
+        }
+    ]
 
 
 def _schedules(ours: Sequence[Mapping[str, Any]], known: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:

@@ -1,13 +1,22 @@
 """How a run ends, whatever it was: what was left is released, it is written down, and those to be told are told."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpujobs import notify
+from gpujobs.clock import StopToken
 from gpujobs.errors import Cancelled, GpujobsError
+from gpujobs.host import Host
+from gpujobs.ledger_rows import ENDED
+from gpujobs.models import Reporter
+from gpujobs.recipe import Recipe
 from gpujobs.renting import Job
+from gpujobs.run_folder import RunFolder, attempt_log, names_of_outputs
 from gpujobs.teardown import named, release
+
+NOTIFY = "notify"  # the phase of a run that is over, while those to be told have not been told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +49,9 @@ def keep_in_store(job: Job) -> None:
     """Put logs and outputs where every host finds them, unless they are on the disk of a host that died."""
     store = job.host.store
     last = job.host.ledger.attempts(job.run.id)[-1]
-    if last.log_sha256 and last.log_sha256 != job.folder.log_sha256():
+    several = bool(job.recipe.wanted_tasks)  # whose machines have a log each, beside the one of the run
+    log = RunFolder(job.folder.path, attempt_log(last.number)) if several else job.folder
+    if last.log_sha256 and last.log_sha256 != log.log_sha256():
         job.reporter.note("logs and outputs are on the host that pulled them, and not in the store")
     elif store is not None:
         store.put_run(job.run.id, job.folder.path)
@@ -58,7 +69,7 @@ def finish(job: Job, failed: GpujobsError | None) -> Outcome:
     job.host.ledger.update_run(
         job.run.id,
         state=state,
-        phase="",
+        phase=NOTIFY if job.recipe.notify else "",
         detail="",
         ended_at=job.host.clock.now(),
         exit_code=outcome.exit_code,
@@ -77,7 +88,7 @@ def outcome_now(job: Job, state: str, exit_code: int, error: str) -> Outcome:
         exit_code=exit_code,
         error=error,
         log=job.folder.log,
-        outputs=job.folder.pulled(job.recipe.outputs),
+        outputs=job.folder.pulled(names_of_outputs(job.recipe)),
         cost_cny=ledger.cost_cny(job.run.id),
         machines_alive=sum(record.alive for record in ledger.machines(job.run.id)),
     )
@@ -86,7 +97,7 @@ def outcome_now(job: Job, state: str, exit_code: int, error: str) -> Outcome:
 def tell(job: Job, outcome: Outcome) -> None:
     """Tell those whom the recipe names; whatever comes of it, the run has ended as it has."""
     names = job.recipe.notify
-    job.reporter.phase("notify", ", ".join(names))
+    job.reporter.phase(NOTIFY, ", ".join(names))
     try:
         run, alive = job.host.ledger.get_run(job.run.id), outcome.machines_alive
         told = notify.end_message(run, outputs=outcome.outputs, log=outcome.log, machines_alive=alive)
@@ -95,3 +106,21 @@ def tell(job: Job, outcome: Outcome) -> None:
         troubles = [f"{', '.join(names)} not told: {error}"]
     for trouble in troubles:
         job.reporter.note(trouble)
+    with suppress(GpujobsError):  # whoever finds it untold tells it once more
+        job.host.ledger.update_run(job.run.id, phase="")
+
+
+def tell_late(host: Host, run_id: str, reporter: Reporter) -> None:
+    """Tell of the end of a run whose process died before it had; leaves it to others where its URLs are not known here.
+
+    Raises Busy where somebody drives the run, GpujobsError for a name without a URL.
+    """
+    with host.guarded(run_id, StopToken()) as held:
+        run = held.ledger.get_run(run_id)
+        recipe = Recipe.model_validate_json(run.recipe_json)
+        for name in recipe.notify:
+            host.settings.notice_url(name)
+        if run.state in ENDED and run.phase == NOTIFY:
+            reporter.note(f"run {run_id} was over, and its process dead, before anybody was told")
+            job = Job(host=held, run=run, recipe=recipe, stop=StopToken(), reporter=reporter)
+            tell(job, outcome_now(job, run.state, run.exit_code or 0, run.error))

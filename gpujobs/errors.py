@@ -147,6 +147,10 @@ class Cancelled(GpujobsError):
     exit_code = 4
 
 
+class FlowRunDeleted(Cancelled):
+    """Somebody deleted the run's flow run in Prefect: it is cancelled, and nobody is there to be told of its end."""
+
+
 class OverLimit(GpujobsError):
     """The run's budget or time is used up."""
 

@@ -3,7 +3,7 @@
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future
+from concurrent.futures import BrokenExecutor, Executor
 from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
@@ -18,8 +18,9 @@ from gpujobs.call_outcome import Wanted
 from gpujobs.call_recipe import OURS, template
 from gpujobs.call_source import Source, find_any
 from gpujobs.errors import BadInput
-from gpujobs.fleet_run import FleetRun
-from gpujobs.fleet_task import Task, pack_task
+from gpujobs.fleet_call import CallTask, pack_task
+from gpujobs.fleet_program import FleetRun
+from gpujobs.fleet_task import TaskFuture
 from gpujobs.ledger import open_ledger
 from gpujobs.models import Reporter
 from gpujobs.recipe import Recipe
@@ -87,12 +88,17 @@ class Fleet(Executor):
         with open_ledger(self._database_url) as ledger:
             return ledger.cost_cny(self.run_id)
 
+    @property
+    def folder(self) -> Path:
+        """The run's folder here; `attempt-N.log` in it is what the machine of attempt N writes."""
+        return self._run.folder.path
+
     def logs(self) -> str:
-        """Give what all machines have written so far; each one's own is in the file attempt-N.log beside it."""
+        """Give what all machines have written so far; each one's own is in the file attempt-N.log of `folder`."""
         log = self._run.folder.log
         return log.read_text("utf-8", "replace") if log.exists() else ""
 
-    def submit(self, fn: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_R]:
+    def submit(self, fn: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> TaskFuture[_R]:
         """Queue a call; what cannot be sent is the future's exception (BadInput).
 
         Raises:
@@ -147,13 +153,13 @@ class Fleet(Executor):
             self.cancel()
         self.shutdown(wait=True)
 
-    def _submitted(self, fn: Callable[..., Any], call: Call, *, chunk: bool) -> Future[Any]:
+    def _submitted(self, fn: Callable[..., Any], call: Call, *, chunk: bool) -> TaskFuture[Any]:
         if isinstance(fn, _Chunk):
             fn, chunk = fn.function, True
             call = Call(function=fn, args=call.args[0], kwargs={})
         inner = getattr(fn, "__wrapped__", fn) if hasattr(fn, "wanted") else fn
         wanted = self._wanted(fn, inner)
-        future: Future[Any] = Future()
+        future: TaskFuture[Any] = TaskFuture()
         try:
             source = self._source(inner)
             with self._lock:
@@ -176,7 +182,7 @@ class Fleet(Executor):
         with self._lock:
             self._check_open()
             self._begin(source)
-            self._run.add(Task(number=number, future=future, wanted=wanted, content=content, size=size))
+            self._run.add(CallTask(number=number, future=future, wanted=wanted, content=content, size=size))
         return future
 
     def _wanted(self, fn: Callable[..., Any], inner: Callable[..., Any]) -> Wanted:

@@ -14,15 +14,16 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import BinaryIO, cast
 
-from gpujobs.call_recipe import join_script
 from gpujobs.errors import GpujobsError, MachineLost, RemoteFailure, Unreachable
-from gpujobs.fleet_task import Task, death
+from gpujobs.fleet_script import join_script
+from gpujobs.fleet_task import Task, death, part_told
 from gpujobs.fleet_tell import End, Teller
 from gpujobs.remote.encode import MAX_BYTES
 from gpujobs.shell import Shell
 from gpujobs.shell_stream import Stream
 
 _FRAME = struct.Struct(">cQQ")  # as remote/foreman.py has it
+_LETTERS = {b"h", b"r", b"x", b"w"}
 _SHORT_BYTES = 2**20
 _TICK_S, _FULL_S = 1.0, 0.01
 _TURNS = 64  # so often one machine is listened to before the others are
@@ -245,7 +246,7 @@ class Dealer:
                     return
                 letter, number, size = _FRAME.unpack_from(link.heard)
                 del link.heard[: _FRAME.size]
-                if letter not in {b"h", b"r", b"x"} or size > (MAX_BYTES + 64 if letter == b"r" else _SHORT_BYTES):
+                if letter not in _LETTERS or size > (MAX_BYTES + 64 if letter == b"r" else _SHORT_BYTES):
                     raise RemoteFailure(f"{link.name} sent what is no frame of ours")
                 place = io.BytesIO() if size <= _SMALL_BYTES else tempfile.TemporaryFile()  # noqa: SIM115 - for its reader
                 link.result = (letter, number, size, cast("BinaryIO", place))
@@ -264,6 +265,12 @@ class Dealer:
         if letter == b"h":
             with file:
                 self._catch_up(link, _known(file.read()))
+            return
+        if letter == b"w":
+            with file:
+                part = part_told(link.name, file.read())
+            if number in link.tasks:
+                link.tasks[number].future.part = part
             return
         link.put(b"a", number)
         task = link.tasks.pop(number, None)
@@ -297,6 +304,7 @@ class Dealer:
                 task.tries += 1
                 link.tasks[task.number] = task
                 link.put_task(task)
+                task.begin(link.name)
             if link.leaving and link.ready and not link.tasks:
                 link.put(b"q")
                 link.ready = False

@@ -1,36 +1,45 @@
-"""One task of a fleet: from a call to the bytes that a slot reads, and from those that it leaves to a future's end."""
+"""One task of a fleet, as those see it who deal it out: bytes that a slot reads, and a future that ends."""
 
 import json
-import os
-import shutil
-import struct
-import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar
 
-from gpujobs.call_files import Call, pack
-from gpujobs.call_outcome import Wanted, result_in
-from gpujobs.call_source import Source
-from gpujobs.errors import BadResult, JobFailed, KilledRemotely, OutOfMemory
-from gpujobs.settings import private_folder, private_opener
+from gpujobs.errors import BadResult, JobFailed, KilledRemotely, OutOfMemory, RemoteFailure
 
-_HEAD = struct.Struct(">IQ")  # as remote/slot.py reads it
-_SMALL_BYTES = 2**16  # what is larger waits on the disk, so that a long queue costs little memory
+_R = TypeVar("_R")
 _PIECE_BYTES = 2**18
 _COUNTS = {str(value): value for value in range(256)} | {"False": 0, "True": 1}  # what a process can end with
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Which bytes of an attempt's log a task wrote; `end` is None while it is at work.
+
+    They are its own where the machine has one slot; tasks that are at work together write into one log.
+    """
+
+    attempt: int
+    begin: int
+    end: int | None
+
+
+class TaskFuture(Future[_R]):
+    """A task's future, which knows where the task's output is."""
+
+    part: Part | None = None  # none before it was begun
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
-class Task:
-    """A call that waits, or is at a machine; `content` is what a slot reads, or the path of a file with it."""
+class Task(ABC):
+    """Some work that waits, or is at a machine; `content` is what a slot reads, or the path of a file with it."""
 
     number: int
-    future: Future[Any]
-    wanted: Wanted
+    future: TaskFuture[Any]
     content: bytes | Path
     size: int
     tries: int = 0
@@ -49,15 +58,15 @@ class Task:
         if isinstance(self.content, Path):
             self.content.unlink(missing_ok=True)
 
+    def begin(self, machine: str) -> None:  # noqa: B027 - few need to know
+        """Hear that it goes to a machine; called by the thread that deals, which must not wait."""
+
+    def put_back(self) -> None:  # noqa: B027 - as above
+        """Hear that its machine was lost, and that it waits again."""
+
+    @abstractmethod
     def finish(self, outcome: BinaryIO) -> None:
         """End the future with what a slot left."""
-        try:
-            value = result_in(outcome, self.wanted)
-        except Exception as error:  # noqa: BLE001 - a future's exception is whatever came
-            self.fail(error)
-        else:
-            self.drop()
-            self.future.set_result(value)
 
     def fail(self, error: BaseException) -> None:
         """End the future with an exception, begun or not."""
@@ -73,28 +82,16 @@ class Task:
                 self.future.set_running_or_notify_cancel()
 
 
-def pack_task(call: Call, source: Source, *, chunk: bool, trust_remote: bool, place: Path) -> tuple[bytes | Path, int]:
-    """Give what a slot reads to make a call, and its size; a large one lies in the file `place`. Raises BadInput."""
-    with (
-        tempfile.SpooledTemporaryFile(_SMALL_BYTES) as arguments,
-        tempfile.SpooledTemporaryFile(_SMALL_BYTES) as arrays,
-    ):
-        parts = cast("tuple[BinaryIO, BinaryIO]", (arguments, arrays))
-        spec = {**pack(call, source, *parts), "chunk": chunk, "trust_remote": trust_remote}
-        text = json.dumps(spec).encode()
-        sizes = [part.seek(0, os.SEEK_END) for part in parts]
-        head = _HEAD.pack(len(text), sizes[0]) + text
-        for part in parts:
-            part.seek(0)
-        if sum(sizes) <= _SMALL_BYTES:
-            content = head + arguments.read() + arrays.read()
-            return content, len(content)
-        private_folder(place.parent)
-        with open(place, "wb", opener=private_opener) as file:
-            file.write(head)
-            for part in parts:
-                shutil.copyfileobj(part, file, _PIECE_BYTES)
-        return place, len(head) + sum(sizes)
+def part_told(machine: str, text: bytes) -> Part:
+    """Read where a task's output is in the log of `machine`, by the foreman's words; raises RemoteFailure."""
+    try:
+        told = json.loads(text)
+        begin, end = told["from"], told["to"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise RemoteFailure(f"{machine} does not say where a task's output is: {error}") from error
+    if type(begin) is not int or type(end) not in {int, type(None)} or begin < 0:
+        raise RemoteFailure(f"{machine} says that a task's output is from {begin!r:.40} to {end!r:.40}")
+    return Part(attempt=int(machine.rpartition("-")[2]), begin=begin, end=end)
 
 
 def death(told: bytes) -> JobFailed:

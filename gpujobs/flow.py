@@ -137,6 +137,8 @@ class Driver:
         except errors.GpujobsError as error:
             return Failed(message=str(error))
         self._tell(outcome)
+        if isinstance(self._stop.error, errors.FlowRunDeleted):
+            raise Abort("there is no flow run any more whose state could be set")
         if outcome.state == "failed" and isinstance(self._stop.error, errors.Cancelled):  # a cancel ends as Cancelled
             return Cancelled(message=f"cancelled; it had failed: {outcome.error}")
         return end_state(outcome.state, outcome.error, outcome.cost_cny)

@@ -38,6 +38,7 @@ class Timing:
     queued_s: float = 600.0  # accepted, and no host found
     boot_s: float = 900.0  # from a host to a login
     lost_s: float = 1200.0  # no SSH, while the provider still says running
+    silent_s: float = 30.0  # no sign of life on a connection that stands: it is taken for lost, and another opened
     stop_grace_s: float = 5.0  # TERM to KILL
     stop_pull_s: float = 15.0  # for bringing results home once stopped
     snapshot_s: float = 1800.0

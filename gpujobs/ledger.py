@@ -28,9 +28,13 @@ from gpujobs.ledger_rows import (
     Run,
     RunChanges,
     SnapshotRecord,
+    TaskChanges,
+    TaskRecord,
 )
-from gpujobs.ledger_tables import UtcTime, attempts, bills, events, machines, runs, snapshots
+from gpujobs.ledger_tables import UtcTime, attempts, bills, events, machines, runs, snapshots, tasks
 from gpujobs.models import Event
+
+_ROWS_AT_ONCE = 100  # a statement takes a limited number of values
 
 
 def open_ledger(url: str, *, clock: Clock | None = None) -> "Ledger":
@@ -94,12 +98,18 @@ class Ledger:
         raise BadInput(self._no_such_run(ref, started))
 
     def list_runs(
-        self, *, limit: int | None = None, states: Collection[str] = (), owner: str | None = None
+        self,
+        *,
+        limit: int | None = None,
+        states: Collection[str] = (),
+        owner: str | None = None,
+        phase: str | None = None,
     ) -> Sequence[Run]:
-        """Give runs, newest first; `states` empty means all."""
+        """Give runs, newest first; `states` empty means all, as None does."""
         query = select(runs).order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(limit)
         if states:
             query = query.where(runs.c.state.in_(states))
+        query = query if phase is None else query.where(runs.c.phase == phase)
         return self._database.rows(Run, query if owner is None else query.where(runs.c.owner == owner))
 
     def update_run(self, run_id: str, **changes: Unpack[RunChanges]) -> None:
@@ -156,6 +166,25 @@ class Ledger:
         return self._database.rows(
             Attempt, select(attempts).where(attempts.c.run_id == run_id).order_by(attempts.c.number)
         )
+
+    # Tasks
+
+    def add_tasks(self, found: Sequence[TaskRecord]) -> None:
+        """Write a run's tasks down; those that are there already stay as they are."""
+        if found:
+            rows = [printable(asdict(task)) for task in found]
+            new = self._database.insert(tasks).on_conflict_do_nothing(index_elements=["run_id", "number"])
+            for start in range(0, len(rows), _ROWS_AT_ONCE):
+                self._database.write(new.values(rows[start : start + _ROWS_AT_ONCE]), f"tasks of {found[0].run_id}")
+
+    def update_task(self, run_id: str, number: int, **changes: Unpack[TaskChanges]) -> None:
+        """Change fields of a task; raises BadInput where there is none."""
+        where = update(tasks).where(tasks.c.run_id == run_id, tasks.c.number == number)
+        self._database.change(where, changes, f"task {number} of {run_id}")
+
+    def tasks(self, run_id: str) -> Sequence[TaskRecord]:
+        """Give a run's tasks by index; none where it has no table of them."""
+        return self._database.rows(TaskRecord, select(tasks).where(tasks.c.run_id == run_id).order_by(tasks.c.number))
 
     # Machines
 

@@ -9,7 +9,7 @@ from typing import TypedDict
 
 from gpujobs.models import Machine, MachineStatus
 
-REVISION = "0002"  # the newest of `migrations/versions`: what a ledger must stand at
+REVISION = "0003"  # the newest of `migrations/versions`: what a ledger must stand at
 
 ENDED = frozenset({"succeeded", "failed", "cancelled"})  # the states in which a run is over
 
@@ -141,6 +141,23 @@ class SnapshotRecord:
     state: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRecord:
+    """One task of a run that has several."""
+
+    run_id: str
+    number: int  # its index among all that the recipe makes
+    parameters: str = "{}"  # its own variables, as JSON
+    state: str = "waiting"  # running, succeeded, failed, lost (with its machine), cancelled
+    tries: int = 0
+    machine: str = ""  # our name of the one where it runs, or ran last
+    exit_code: int | None = None
+    error: str = ""
+    metrics: str = "{}"  # numbers and short texts that it left, as JSON
+    began_at: datetime | None = None
+    ended_at: datetime | None = None
+
+
 class RunChanges(TypedDict, total=False):
     """What of a run may change; the claim has methods of its own."""
 
@@ -187,3 +204,16 @@ class MachineChanges(TypedDict, total=False):
     released_at: datetime | None
     gone_at: datetime | None
     settled: bool
+
+
+class TaskChanges(TypedDict, total=False):
+    """What of a task may change."""
+
+    state: str
+    tries: int
+    machine: str
+    exit_code: int | None
+    error: str
+    metrics: str
+    began_at: datetime | None
+    ended_at: datetime | None

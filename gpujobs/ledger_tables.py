@@ -171,3 +171,20 @@ snapshots = Table(
     Column("state", String(32), nullable=False),
     PrimaryKeyConstraint("name", "tag", "backend", "region"),
 )
+
+tasks = Table(
+    "tasks",
+    metadata,
+    Column("run_id", String(16), ForeignKey("runs.id"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("parameters", Text, nullable=False),
+    Column("state", String(32), nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("machine", String(64), nullable=False),
+    Column("exit_code", Integer),
+    Column("error", Text, nullable=False),
+    Column("metrics", Text, nullable=False),
+    Column("began_at", UtcTime),
+    Column("ended_at", UtcTime),
+    PrimaryKeyConstraint("run_id", "number"),
+)

@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 
-from gpujobs import ending, errors
+from gpujobs import ending, errors, sweep
 from gpujobs.attempt import WORKING, Attempt
 from gpujobs.clock import StopToken
 from gpujobs.ending import Outcome
@@ -136,11 +136,10 @@ class _Life:
             self._ledger.update_run(
                 job.run.id, state="running", started_at=job.run.started_at or self._clock.now(), ended_at=None, error=""
             )
-            go_on = self._end_fleet if job.recipe.run.startswith(FLEET) else self._attempts
-            failed = yield from go_on(unfinished)
+            failed = yield from self._go_on(unfinished)
             if any(record.id is None for record in self._ledger.machines(job.run.id)):
                 yield from self._try("release", partial(ending.sweep, job))
-            if job.host.settings.store and self._attempt is not None:
+            if job.host.settings.store and self._has_files():
                 yield from self._try("store", partial(ending.keep_in_store, job))
             outcome = ending.finish(job, failed)
         except LetGo as error:
@@ -148,6 +147,18 @@ class _Life:
         if job.recipe.notify:
             yield Step(name="notify", attempt=0, call=partial(ending.tell, job, outcome))
         return outcome
+
+    def _go_on(self, unfinished: list[AttemptRow]) -> Generator[Step, None, GpujobsError | None]:
+        if self._job.recipe.wanted_tasks:
+            return self._do_tasks(unfinished)
+        if self._job.recipe.run.startswith(FLEET):
+            return self._end_fleet(unfinished, "the process that had the fleet is dead, and so are its tasks")
+        return self._attempts(unfinished)
+
+    def _has_files(self) -> bool:
+        if self._job.recipe.wanted_tasks:
+            return bool(self._ledger.attempts(self._job.run.id))
+        return self._attempt is not None
 
     def _check_reach(self, unfinished: list[AttemptRow]) -> None:
         """Let go of a run whose machine we have no credentials for now: it works on, and may be reached later."""
@@ -168,14 +179,38 @@ class _Life:
             failed = yield from self._attempts_until_one_counts()
         return failed
 
-    def _end_fleet(self, unfinished: list[AttemptRow]) -> Generator[Step, None, GpujobsError | None]:
+    def _end_fleet(self, unfinished: list[AttemptRow], why: str) -> Generator[Step, None, GpujobsError | None]:
         """Release what a fleet had rented: its tasks were in the memory of the process that drove it."""
-        failed = self._job.stop.error or MachineLost("the process that had the fleet is dead, and so are its tasks")
+        failed = self._job.stop.error or MachineLost(why)
         for row in unfinished:
             self._attempt, self._job = None, replace(self._job, log_name=attempt_log(row.number))
             yield self._step("provision", partial(self._resume, row), number=row.number)
             if self._attempt is not None:
                 yield from self._end_steps(self._attempt, failed)
+        return failed
+
+    def _do_tasks(self, unfinished: list[AttemptRow]) -> Generator[Step, None, GpujobsError | None]:
+        """Do the tasks that are left over machines of their own; those of a dead process are released first."""
+        job = self._job
+        sweep.add_tasks(job)
+        failed: GpujobsError | None = None
+        if unfinished:
+            self._job = replace(job, recipe=sweep.of_machines(job.recipe))
+            dead = yield from self._end_fleet(unfinished, "the process that drove it is dead; its tasks go again")
+            self._attempt, self._job = None, job
+            failed = job.stop.error or (None if self._released else dead)
+        try:
+            if failed is None:
+                yield self._step("plan", self._plan)
+                yield self._step("run", partial(sweep.run_tasks, job))
+        except LetGo:
+            raise
+        except GpujobsError as error:
+            failed = self._why_failed(error)
+        except Exception as error:  # noqa: BLE001 - as below
+            failed = describe_bug(error)
+        if failed is not None:
+            sweep.end_tasks(job, failed)
         return failed
 
     def _attempts_until_one_counts(self) -> Generator[Step, None, GpujobsError | None]:

@@ -1,5 +1,6 @@
 """The line to one machine: an SSH connection that comes back, and the news of whether the machine still lives."""
 
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -12,11 +13,12 @@ from gpujobs.errors import BootTimeout, GpujobsError, HostKeyChanged, MachineLos
 from gpujobs.host import Host
 from gpujobs.models import Access, Machine, MachineStatus, Reporter
 from gpujobs.settings import private_folder
-from gpujobs.shell import Shell, connect, make_key, reachable
+from gpujobs.shell import Shell, Timeouts, connect, make_key, reachable
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 LOST = frozenset({MachineStatus.GONE, MachineStatus.ENDED, MachineStatus.FAILED, MachineStatus.OFF})
+_CONNECTIONS = 5  # so many are lost before we give up
 _LOOK_EVERY_S = 2.0  # often enough to notice a death, seldom enough to be quiet
 
 
@@ -29,16 +31,25 @@ class Line:
         self._reporter = reporter
         self._shell: Shell | None = None
 
-    def insist(self, act: Callable[[Shell], _Result]) -> _Result:
-        """Do something that may be done twice, over as many connections as it takes; raises MachineLost."""
-        while True:
-            shell = self.connected(within_s=self.host.timing.lost_s, lost=MachineLost)
+    def insist(self, act: Callable[[Shell], _Result], *, patient: bool = False) -> _Result:
+        """Do something that may be done twice, over as many connections as it takes; raises MachineLost.
+
+        Some networks let us log in and lose whatever is large. So what is not done after some connections and `lost_s`
+        is given up, but for what is `patient`: that gets on by each connection, and its time is bounded elsewhere.
+        """
+        clock, lost_s = self.host.clock, self.host.timing.lost_s
+        gives_up_at = clock.monotonic() + lost_s
+        for lost in itertools.count(1):
+            shell = self.connected(within_s=lost_s, lost=MachineLost)
             try:
                 return act(shell)
             except Unreachable as error:
                 self.hang_up()
                 self.stop.raise_if_stopped()
+                if lost >= _CONNECTIONS and clock.monotonic() > gives_up_at and not patient:
+                    raise MachineLost(f"{self.machine.name}: {lost} connections were lost one after another") from error
                 self._reporter.note(f"the connection to {self.machine.name} was lost ({error}); connecting again")
+        raise AssertionError("it counts for ever")  # for the type checker
 
     def connected(self, *, within_s: float, lost: type[MachineLost]) -> Shell:
         """Give the open shell, or connect until `within_s` has passed or the provider says that the machine is lost."""
@@ -154,8 +165,15 @@ class Line:
         record = ledger.machine(self.machine.name)
         pinned = record.host_key if record else ""
         public_key = make_key(key)
-        shell = connect(access, host_key=pinned or None, pkey_path=key if pinned else None)
-        if not pinned:
-            ledger.update_machine(self.machine.name, host_key=shell.host_key)
-            shell.install_key(public_key)
+        silent_s = self.host.timing.silent_s
+        timeouts = Timeouts(dead_after_s=silent_s, probe_every_s=silent_s / 6)
+        shell = connect(access, host_key=pinned or None, pkey_path=key if pinned else None, timeouts=timeouts)
+        try:
+            if not pinned:
+                ledger.update_machine(self.machine.name, host_key=shell.host_key)
+            if shell.by_password:  # on first sight, or where that connection was lost before the key was there
+                shell.install_key(public_key)
+        except BaseException:
+            shell.close()
+            raise
         return shell

@@ -1,7 +1,8 @@
 """Telling people that a run has ended, or that a machine cannot be released: to any Apprise URL of the settings.
 
-Trouble with a notice is given back as text, and decides nothing. A notice is sent once for one end, by the process that
-ended the run, after its machine is released. The URLs are secrets: they stand in no log and no text.
+Trouble with a notice is given back as text, and decides nothing. A notice is sent after the run's machine is released,
+by the process that ended the run; where that died before it had, by the reaper, so that one may come twice. The URLs
+are secrets: they stand in no log and no text.
 """
 
 import json
@@ -53,7 +54,7 @@ def end_message(run: Run, *, outputs: Mapping[str, Path], log: Path, machines_al
         lines.append(f"why: {_plain(run.error)}")
     lines += [f"{name}: {path} on {where}" for name, path in outputs.items()]
     lines += [f"from anywhere: gpujobs pull {run.id}"] if outputs else []
-    lines.append(f"log: {log} on {where}, or: gpujobs logs {run.id}")
+    lines.append(f"log: {log} on {where}, or: gpujobs logs {run.id}" if log.exists() else f"log: gpujobs logs {run.id}")
     if machines_alive:
         lines.append(f"machines rented still: {machines_alive}; run: gpujobs reap")
     kind: Literal["success", "warning", "failure"] = "failure"

@@ -165,7 +165,7 @@ def _rank(recipe: Recipe, offer: Offer) -> tuple[bool, int, float]:
 
 def _estimate(recipe: Recipe, choices: Sequence[Choice]) -> float | None:
     price = price_bound(recipe, choices[0].offer.price_cny_per_h if choices else None)
-    return None if price is None else round(price * recipe.max_duration / 3600, 2)
+    return None if price is None else round(price * recipe.machines_at_once * recipe.max_duration / 3600, 2)
 
 
 def _first_worst(errors: Sequence[BadInput | ProviderError]) -> BadInput | ProviderError:

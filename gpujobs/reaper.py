@@ -1,5 +1,6 @@
 """Finds and releases machines that no living run owns. It believes the provider's list first, then the ledger."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -8,6 +9,7 @@ from typing import Literal
 from gpujobs import backends, notify
 from gpujobs.backends import Backend
 from gpujobs.clock import StopToken
+from gpujobs.ending import NOTIFY, tell_late
 from gpujobs.errors import Busy, Cancelled, GpujobsError, LetGo, NotFound
 from gpujobs.host import Host
 from gpujobs.ledger_rows import ENDED, MachineRecord, Run
@@ -19,6 +21,7 @@ from gpujobs.teardown import COSTS_NOTHING, mark_gone, release, spent_cny
 
 GRACE = timedelta(minutes=2)  # a machine this young may be in nobody's ledger yet, though its run lives
 OUTSET = timedelta(minutes=30)  # from a machine's boot to the beginning of its work
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +56,7 @@ def reap(host: Host, *, yes: bool, reporter: Reporter) -> ReapResult:
 
     A provider that cannot be asked is named in `failed`, and the others are reaped all the same. A machine that the
     ledger holds, that no living run is at, and that the provider neither lists nor knows by its id is marked gone.
+    Those whom a dead process did not tell of its run's end are told.
     """
     with host.reaping:
         passed = _Pass(host, yes=yes, reporter=reporter)
@@ -60,6 +64,7 @@ def reap(host: Host, *, yes: bool, reporter: Reporter) -> ReapResult:
             for account in passed.accounts(name):
                 passed.over(name, account)
         passed.tell_unreachable()
+        _tell_untold(host, reporter)
     return ReapResult(released=passed.released, left=passed.left, failed=passed.failed)
 
 
@@ -128,6 +133,16 @@ class _Pass:
         else:
             notify.released(self._host.settings, one.machine.name)
             self.released.append(one.machine)
+
+
+def _tell_untold(host: Host, reporter: Reporter) -> None:
+    now = host.clock.now()
+    for run in host.ledger.list_runs(states=ENDED, owner=host.settings.owner, phase=NOTIFY):
+        if not _driven(run, now):
+            try:
+                tell_late(host, run.id, reporter)
+            except GpujobsError as error:
+                _log.info("the end of run %s is not told from here: %s", run.id, error)
 
 
 def recover(host: Host) -> Sequence[str]:

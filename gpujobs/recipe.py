@@ -1,14 +1,29 @@
 """What to run, as the user writes it: the recipe's model. Reading it from a file is `recipe_file`'s."""
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AliasChoices, Field, ValidationInfo, field_validator, model_validator
 
 from gpujobs.recipe_schedule import Schedule
-from gpujobs.recipe_types import AtLeast, BlockName, Names, NoticeName, Script, Seconds, Strict, Text, Word
-from gpujobs.variables import ENV_NAME, flaw_of, flaw_of_all
+from gpujobs.recipe_tasks import check_env_name, check_matrix, check_only, check_tasks
+from gpujobs.recipe_types import (
+    AtLeast,
+    BlockName,
+    Envs,
+    Matrix,
+    Names,
+    NoticeName,
+    Script,
+    Seconds,
+    Strict,
+    Tasks,
+    Text,
+    Word,
+)
+from gpujobs.variables import ENV_NAME, flaw_of_all
 
 FLEET = "# the machines of a fleet of gpujobs: tasks come to them over SSH"  # first line of such a recipe's `run`
 _ACCELERATOR = re.compile(r"(?P<name>[^:]+?)\s*(?::\s*(?P<count>[1-9]\d?))?")
@@ -198,7 +213,7 @@ class Recipe(Strict):
         description="path on the machine: local file or folder",
         examples=[{"/root/data/train.csv": "./train.csv"}],
     )
-    envs: dict[str, Text] = Field(default={}, validation_alias=AliasChoices("envs", "env"), examples=[{"LR": "1e-3"}])
+    envs: Envs = Field(default={}, validation_alias=AliasChoices("envs", "env"), examples=[{"LR": "1e-3"}])
     secrets: list[str] = Field(
         default=[], description="Names; values come from the environment or the settings", examples=[["HF_TOKEN"]]
     )
@@ -239,6 +254,22 @@ class Recipe(Strict):
     )
     retry: Retry = Field(default=Retry(), examples=[{"attempts": 3, "wait": "2h"}])
     on_failure: OnFailure = Field(default=OnFailure(), examples=[{"keep": "30m"}])
+    matrix: Matrix = Field(
+        default={},
+        description="variable: values; a task for each combination, with these set",
+        examples=[{"LR": ["1e-4", "1e-3"], "SEED": [1, 2, 3]}],
+    )
+    tasks: Tasks = Field(
+        default=[],
+        description="How many tasks, told apart by GPUJOBS_TASK_INDEX; or the variables of each",
+        examples=[8],
+    )
+    only_tasks: list[Annotated[int, Field(ge=0)]] = Field(
+        default=[], description="Of the tasks, those with these indices alone", examples=[[0, 3]]
+    )
+    concurrency: int = Field(
+        default=1, ge=1, le=100, description="Machines at a time for the tasks, at most", examples=[2]
+    )
     notify: list[NoticeName] = Field(
         default=[],
         description="Who is told of the end: names of Apprise URLs in the settings, or of notification blocks",
@@ -248,21 +279,11 @@ class Recipe(Strict):
     autodl: AutoDLSection = Field(default=AutoDLSection(), examples=[{"deployment_type": "Job"}])
     matrixdc: MatrixDCSection = Field(default=MatrixDCSection(), examples=[{"cost_type": 1}])
 
-    @field_validator("envs", mode="before", json_schema_input_type=dict[str, str | int | float])
-    @classmethod
-    def _env_values(cls, value: Any) -> Any:
-        if not isinstance(value, Mapping):
-            return value
-        for name, item in value.items():
-            if isinstance(item, bool) or item is None:
-                raise ValueError(f'{name!r} must be text; quote it, as {name}: "{str(item or "").lower()}"')
-        return {name: str(item) if isinstance(item, int | float) else item for name, item in value.items()}
-
     @field_validator("envs")
     @classmethod
     def _env_names(cls, value: dict[str, str]) -> dict[str, str]:
         for name in value:
-            _check_env_name(name)
+            check_env_name(name)
         if flaw := flaw_of_all(value):
             raise ValueError(flaw)
         return value
@@ -273,7 +294,7 @@ class Recipe(Strict):
         for name in value:
             if not ENV_NAME.fullmatch(name):  # not quoted: it may be the secret itself
                 raise ValueError("give names of environment variables, not their values, as [HF_TOKEN]")
-            _check_env_name(name)
+            check_env_name(name)
             if name in info.data.get("envs", {}):
                 raise ValueError(f"{name!r} stands in both envs and secrets; leave it in one")
         return value
@@ -297,9 +318,43 @@ class Recipe(Strict):
                 raise ValueError(f"{name!r} names no path on the machine")
         return value
 
+    @field_validator("matrix")
+    @classmethod
+    def _matrix(cls, value: dict[str, list[str]], info: ValidationInfo) -> dict[str, list[str]]:
+        return check_matrix(value, info.data)
 
-def _check_env_name(name: str) -> None:
-    if flaw := flaw_of(name):
-        raise ValueError(flaw)
-    if name.startswith("GPUJOBS_"):
-        raise ValueError(f"{name!r}: names that begin with GPUJOBS_ are set by gpujobs")
+    @field_validator("tasks")
+    @classmethod
+    def _tasks(cls, value: list[dict[str, str]], info: ValidationInfo) -> list[dict[str, str]]:
+        return check_tasks(value, info.data)
+
+    @field_validator("only_tasks")
+    @classmethod
+    def _only_tasks(cls, value: list[int], info: ValidationInfo) -> list[int]:
+        return check_only(value, info.data)
+
+    @field_validator("concurrency")
+    @classmethod
+    def _concurrency(cls, value: int, info: ValidationInfo) -> int:
+        if value > 1 and not (info.data.get("matrix") or info.data.get("tasks")):
+            raise ValueError("it is how many machines work at the tasks, and there are none; add matrix or tasks")
+        return value
+
+    @property
+    def all_tasks(self) -> Sequence[Mapping[str, str]]:
+        """The variables of every task that matrix or tasks make, in order; none where neither stands."""
+        if not self.matrix:
+            return self.tasks
+        return [dict(zip(self.matrix, values, strict=True)) for values in itertools.product(*self.matrix.values())]
+
+    @property
+    def wanted_tasks(self) -> Mapping[int, Mapping[str, str]]:
+        """The variables of the tasks that are to be run, by index."""
+        found = dict(enumerate(self.all_tasks))
+        return {number: found[number] for number in self.only_tasks} if self.only_tasks else found
+
+    @property
+    def machines_at_once(self) -> int:
+        """How many machines this may rent at a time: as many as `concurrency` allows and the tasks can use."""
+        slots = min(count for _, count in self.resources.wanted)
+        return max(1, min(self.concurrency, -(-len(self.wanted_tasks) // slots)))

@@ -11,13 +11,27 @@ from pydantic_core import ErrorDetails
 
 from gpujobs.errors import BadInput
 from gpujobs.recipe import Recipe
-from gpujobs.recipe_words import ALIASES, MAY_STAND, unknown_key, wrong_value
+from gpujobs.recipe_words import ALIASES, unknown_key, wrong_value
 from gpujobs.recipe_yaml import KeyPath, Mistakes, dotted, parse
 
 _MOST_MESSAGES = 5
-_FREE_MAPS: list[KeyPath] = [("envs",), ("file_mounts",), ("outputs",), ("resources", "image")]  # keys may hold dots
+_FREE_MAPS: list[KeyPath] = [
+    ("envs",),
+    ("matrix",),
+    ("file_mounts",),
+    ("outputs",),
+    ("resources", "image"),
+]  # keys may hold dots
 _TEXTS: list[KeyPath] = [("name",), ("workdir",), ("resources", "cuda"), ("snapshot", "name"), ("snapshot", "tag")]
-_TEXTS_BELOW: list[KeyPath] = [("envs",), ("env",), ("outputs",), ("resources", "accelerators"), ("resources", "gpu")]
+_TEXTS_BELOW: list[KeyPath] = [
+    ("envs",),
+    ("env",),
+    ("matrix",),
+    ("tasks",),
+    ("outputs",),
+    ("resources", "accelerators"),
+    ("resources", "gpu"),
+]
 
 _Mistake = tuple[KeyPath, str]  # what is wrong, and the path whose place is named
 
@@ -61,9 +75,8 @@ class Draft:
 
     def settled(self, folder: Path) -> Recipe:
         """Give the recipe, its local paths absolute, relative ones under `folder`; BadInput lists all mistakes."""
-        plain = {key: value for key, value in self._value.items() if not _may_stand(key, value)}
         try:
-            recipe = Recipe.model_validate(plain)
+            recipe = Recipe.model_validate(self._value)
         except ValidationError as error:
             raise self._refused([self._in_words(detail) for detail in error.errors(include_url=False)]) from error
         return self._with_local_paths(recipe, folder)
@@ -145,10 +158,6 @@ class Draft:
         if mistakes:
             raise self._refused(mistakes)
         return recipe.model_copy(update={"workdir": workdir, "file_mounts": mounts})
-
-
-def _may_stand(key: str, value: Any) -> bool:
-    return type(value) is int and MAY_STAND.get(key) == value
 
 
 def _is_text(path: KeyPath) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from gpujobs.errors import BadInput
 from gpujobs.recipe import Recipe
 from gpujobs.recipe_draft import Draft
-from gpujobs.recipe_words import ALIASES, MAY_STAND
+from gpujobs.recipe_words import ALIASES
 
 _MOST_BYTES = 256 * 1024  # YAML is read slowly: so much takes seconds at worst
 
@@ -43,6 +43,7 @@ max_duration: 1h                        # the work is stopped after it
 # budget: 10                            # CNY for the whole run, retries included
 # retry: {attempts: 3, wait: 2h}        # wait: how long to look for a free card
 # schedule: {cron: "0 2 * * *"}         # for gpujobs deploy: each night at two, Asia/Shanghai
+# for many tasks in one run: matrix: {SEED: [1, 2, 3]}, and concurrency: 2, machines at a time
 # snapshot: {name: my-env, on: success} # MatrixDC: save the disk as an image when the work is done
 """
 
@@ -76,7 +77,6 @@ def schema() -> dict[str, Any]:
         if name in model["required"]:
             model["required"].remove(name)
             model.setdefault("allOf", []).append({"oneOf": [{"required": [name]}, {"required": [alias[-1]]}]})
-    whole["properties"] |= {key: {"const": value} for key, value in MAY_STAND.items()}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | whole
 
 

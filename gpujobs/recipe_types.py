@@ -1,6 +1,7 @@
 """The kinds of values that a recipe is made of, each with what it refuses."""
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
@@ -8,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(s|m|h|d)")
 _DURATION_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LONGEST_S = 366 * 86400
+MAX_TASKS = 1000
 _AT_LEAST = re.compile(r"(\d{1,9})\+?")
 
 
@@ -36,6 +38,37 @@ def _listed(value: Any) -> Any:
     items = value if isinstance(value, list) else [value]
     texts = [str(item) if type(item) is int else item for item in items]  # a GPU may be called 4090
     return value if isinstance(value, dict | None) else texts
+
+
+def _env_text(name: str, value: Any) -> Any:
+    """Give a number as text; raises ValueError for what YAML takes for something else."""
+    if isinstance(value, bool) or value is None:
+        raise ValueError(f'{name!r} must be text; quote it, as {name}: "{str(value or "").lower()}"')
+    return str(value) if isinstance(value, int | float) else value
+
+
+def _env_texts(value: Any) -> Any:
+    return {name: _env_text(name, item) for name, item in value.items()} if isinstance(value, Mapping) else value
+
+
+def _matrix(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    for name, items in value.items():
+        if not isinstance(items, list) or not items:
+            raise ValueError(f"{name!r} must be a list of values, as {name}: [1, 2]")
+    return {name: [_env_text(name, item) for item in items] for name, items in value.items()}
+
+
+def _tasks(value: Any) -> Any:
+    """Give the variables of each task; a number means so many that have their index alone, and 1 a run without any."""
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value[:9])
+    if type(value) is not int:
+        return [_env_texts(one) for one in value] if isinstance(value, list) else value
+    if not 1 <= value <= MAX_TASKS:
+        raise ValueError(f"must be from 1 to {MAX_TASKS}, not {value}")
+    return [{}] * value if value > 1 else []
 
 
 def _lines(value: Any) -> Any:
@@ -88,6 +121,17 @@ Script = Annotated[
     BeforeValidator(_lines, json_schema_input_type=str | list[str]),
     AfterValidator(_plain_text),
     Field(max_length=200_000, min_length=1),
+]
+
+
+Envs = Annotated[dict[str, Text], BeforeValidator(_env_texts, json_schema_input_type=dict[str, str | int | float])]
+Matrix = Annotated[
+    dict[str, list[Text]],
+    BeforeValidator(_matrix, json_schema_input_type=dict[str, list[str | int | float]]),
+]
+Tasks = Annotated[
+    list[Envs],
+    BeforeValidator(_tasks, json_schema_input_type=int | list[dict[str, str | int | float]]),
 ]
 
 

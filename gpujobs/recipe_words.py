@@ -18,17 +18,14 @@ ALIASES: Mapping[KeyPath, str] = {  # where a key stands under another name that
 }
 
 _NOT_YET = {
-    "matrix": "runs no sweeps",
-    "tasks": "runs one task a recipe",
-    "concurrency": "runs one task a recipe",
     "lease": "renews no leases",
 }
-MAY_STAND = {"tasks": 1, "concurrency": 1}  # of those, what says what this version does anyway
-
 _MEANT = {
     "image_id": "use resources.image",
     "image": "use resources.image",
     "docker": "use resources.image",
+    "sweep": "use matrix, as {LR: [1e-4, 1e-3]}",
+    "parallelism": "use concurrency, as 2",
     "num_nodes": "a run has one machine; leave it out",
     "nodes": "a run has one machine; leave it out",
     "disk_size": "use resources.volumes, as [{path: /root/data, size: 50}]",
@@ -94,8 +91,7 @@ def unknown_key(path: KeyPath) -> str:
     """Say that a key is not known, and which one was likely meant."""
     parent, key = path[:-1], str(path[-1])
     if not parent and key in _NOT_YET:
-        allowed = f", or write {key}: {MAY_STAND[key]}" if key in MAY_STAND else ""
-        return f"{key} is for a later version: this one {_NOT_YET[key]}; leave it out{allowed}"
+        return f"{key} is for a later version: this one {_NOT_YET[key]}; leave it out"
     return f"{dotted(path)} is not known; {_remedy(parent, key)}"
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from gpujobs.recipe import Recipe
 from gpujobs.settings import private_folder, private_opener
 
 LOG = "output.log"
+TASK = "task-"  # and its index: the folder of a task in that of the outputs
 _LONG_LOG_BYTES = 64 * 2**20
 _ROOM_KEPT_BYTES = 512 * 2**20  # for the ledger and the other runs
 
@@ -23,6 +24,11 @@ _ROOM_KEPT_BYTES = 512 * 2**20  # for the ledger and the other runs
 def attempt_log(number: int) -> str:
     """Name the log of one attempt of several: an earlier one, or one of a fleet's."""
     return f"attempt-{number}.log"
+
+
+def names_of_outputs(recipe: Recipe) -> Sequence[str]:
+    """Name what a recipe's run may bring home: its outputs, or a folder for each of its tasks."""
+    return [f"{TASK}{number}" for number in recipe.wanted_tasks] or list(recipe.outputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,10 @@ class RunFolder:
     def outputs(self) -> Path:
         """The folder of pulled outputs, one entry a name."""
         return self.path / "outputs"
+
+    def task(self, number: int) -> Path:
+        """Where what a task left is: its log, its metrics and its outputs."""
+        return self.outputs / f"{TASK}{number}"
 
     def make(self, recipe: Recipe) -> None:
         """Make the folder with the recipe in it; again is fine."""
@@ -99,6 +109,6 @@ class RunFolder:
         with Point("file", "empty", self.log.name):
             os.truncate(self.log, 0)
 
-    def pulled(self, names: Mapping[str, str]) -> Mapping[str, Path]:
+    def pulled(self, names: Iterable[str]) -> Mapping[str, Path]:
         """Name the outputs that are here."""
         return {name: self.outputs / name for name in names if (self.outputs / name).exists()}

@@ -124,6 +124,11 @@ class Shell:
         return self._connection.where
 
     @property
+    def by_password(self) -> bool:
+        """Whether it was the password that let us in."""
+        return self._connection.by_password
+
+    @property
     def alive(self) -> bool:
         """Whether the connection stands, as far as can be told without asking."""
         return self._connection.alive

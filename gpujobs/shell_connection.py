@@ -24,6 +24,7 @@ CIPHERS = (
 )
 FULL_WAIT_S = 0.02
 _SAID_CHARS = 300
+_QUESTIONS = 3
 # Every failure is raised as an error of ours; paramiko's own tracebacks would only repeat it on the user's terminal.
 logging.getLogger(LOG_CHANNEL).setLevel(logging.CRITICAL)
 
@@ -44,10 +45,13 @@ class Timeouts:
 class Connection:
     """An authenticated SSH connection that cannot hang: a silent peer or an overdue answer closes it."""
 
-    def __init__(self, transport: PulseTransport, *, where: str, host_key: str, timeouts: Timeouts) -> None:
+    def __init__(
+        self, transport: PulseTransport, *, where: str, host_key: str, by_password: bool, timeouts: Timeouts
+    ) -> None:
         """Start to watch `transport`; `where` is host:port, for messages."""
         self.where = where
         self.host_key = host_key
+        self.by_password = by_password
         self._transport = transport
         self._timeouts = timeouts
         self._deadlines: dict[object, tuple[float, str]] = {}
@@ -107,6 +111,13 @@ class Connection:
         reason = self._end or (_said(error) if error is not None and str(error) else "the connection was lost")
         return Unreachable(f"{self.where}: {reason}; connect again")
 
+    def check_heard(self) -> None:
+        """Raise Unreachable where the peer has not answered the last questions after its life: it may be gone."""
+        silent_s = time.monotonic() - self._transport.packetizer.heard_at
+        if silent_s > _QUESTIONS * self._timeouts.probe_every_s:
+            self._kill(f"no sign of life for {silent_s:.0f} s")
+            raise self.refusal()
+
     def check(self, now: float, *, awake_since: float) -> None:
         """Close the connection if its peer is silent or an answer is overdue; called by the watchdog."""
         silent_s = now - max(self._transport.packetizer.heard_at, awake_since)
@@ -149,7 +160,7 @@ def open_connection(access: Access, *, host_key: str | None, pkey_path: Path | N
     """
     where = f"{access.host}:{access.port}"
     refusals = []
-    for log_in in _logins(access, pkey_path):
+    for log_in, by_password in _logins(access, pkey_path):
         # Each on a connection of its own: paramiko asks for the login service twice, which strict servers do not bear.
         transport = PulseTransport(_dial(access.host, access.port, timeouts), packetizer_class=PulsePacketizer)
         try:
@@ -159,7 +170,7 @@ def open_connection(access: Access, *, host_key: str | None, pkey_path: Path | N
             transport.close()
             raise
         if transport.is_authenticated():
-            return Connection(transport, where=where, host_key=found, timeouts=timeouts)
+            return Connection(transport, where=where, host_key=found, by_password=by_password, timeouts=timeouts)
         transport.close()
         host_key = found
         refusals.append(refusal)
@@ -167,12 +178,13 @@ def open_connection(access: Access, *, host_key: str | None, pkey_path: Path | N
     raise AuthRefused(f"{where}: user {access.user!r} is refused now ({reasons})")
 
 
-def _logins(access: Access, pkey_path: Path | None) -> Iterator[Callable[[PulseTransport], object]]:
+def _logins(access: Access, pkey_path: Path | None) -> Iterator[tuple[Callable[[PulseTransport], object], bool]]:
+    """Give each way to log in, and whether it is by password."""
     if pkey_path is not None:
         key = load_key(pkey_path)
-        yield lambda transport: transport.auth_publickey(access.user, key)
+        yield lambda transport: transport.auth_publickey(access.user, key), False
     if access.password:
-        yield lambda transport: transport.auth_password(access.user, access.password)
+        yield lambda transport: transport.auth_password(access.user, access.password), True
 
 
 def _dial(host: str, port: int, timeouts: Timeouts) -> socket.socket:

@@ -144,6 +144,7 @@ class Exchange:
         if self._stop is not None:
             self._stop.raise_if_stopped()
         if self._ends_at is not None and time.monotonic() > self._ends_at:
+            self._connection.check_heard()  # else the command may well have ended there, and its answer never come
             raise RemoteFailure(f"{self._connection.where}: a command of ours did not end within {self._timeout_s:g} s")
 
     def _exit_code(self, channel: paramiko.Channel) -> int:

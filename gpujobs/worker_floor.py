@@ -15,7 +15,7 @@ from prefect import states
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.responses import DeploymentResponse
-from prefect.exceptions import Abort, Pause
+from prefect.exceptions import Abort, ObjectNotFound, Pause
 from prefect.filesystems import LocalFileSystem
 from prefect.flow_engine import run_flow
 from prefect.flows import Flow, load_flow_from_entrypoint
@@ -30,6 +30,7 @@ from gpujobs.flow_page import tell_end
 from gpujobs.flow_told import catch_up
 from gpujobs.flow_work import Work
 from gpujobs.host import Host
+from gpujobs.ledger_rows import Run
 from gpujobs.prefect_api import run_id_of
 
 KNOWN_S = 2.0  # for so long a deployment that was read counts as unchanged
@@ -72,20 +73,19 @@ class Floor:
         seat = Seat(host=self._host, stop=stop, resumes=resumes)
         return self._begin(run_id_of(str(flow_run.id)), str(flow_run.id), seat, self._run(flow_run, stop))
 
-    def finish(self, run_id: str, flow_run: FlowRun | None, *, cancelled: bool) -> Sitting:
+    def finish(self, run: Run, flow_run: FlowRun | None, *, cancelled: bool) -> Sitting:
         """Go on with a run whose flow run Prefect no longer lets run; its end becomes the flow run's state."""
         stop = StopToken()
         if cancelled:
-            stop.stop(Cancelled(f"run {run_id} was cancelled"))
-        flow_run_id = str(flow_run.id) if flow_run else None
+            stop.stop(Cancelled(f"run {run.id} was cancelled"))
         seat = Seat(host=self._host, stop=stop)
-        return self._begin(run_id, flow_run_id, seat, self._finish(run_id, flow_run, stop))
+        return self._begin(run.id, run.flow_run_id, seat, self._finish(run.id, flow_run, stop))
 
-    def cancel(self, run_id: str) -> bool:
-        """Stop a run that is driven here; False where it is not."""
+    def cancel(self, run_id: str, error: Cancelled) -> bool:
+        """Stop a run that is driven here, and have it end with `error`; False where it is not."""
         found = self._sitting.get(run_id)
         if found is not None:
-            found.stop.stop(Cancelled(f"run {run_id} was cancelled in Prefect"))
+            found.stop.stop(error)
         return found is not None
 
     async def let_go(self, within_s: float) -> bool:
@@ -134,6 +134,8 @@ class Floor:
             if found.state is not None and found.state.is_cancelling():
                 state: State[Any] = states.Cancelled(message="cancelled in Prefect")
                 await self._client.set_flow_run_state(flow_run.id, state, force=True)
+        except ObjectNotFound:
+            _log.info("flow run %s was deleted", flow_run.id)
         except Exception as error:  # noqa: BLE001 - the server is away: the upkeep sees to it later
             _log.warning("flow run %s: its state is not known: %s", flow_run.id, error)
 

@@ -23,8 +23,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.logging.loggers import flow_run_logger
 from prefect.states import Cancelled, Running, Scheduled
 
-from gpujobs import reaper
-from gpujobs.errors import BadInput
+from gpujobs import errors, reaper
 from gpujobs.flow import end_state, run_recipe
 from gpujobs.flow_log import RunLog
 from gpujobs.flow_page import tell_end
@@ -32,10 +31,12 @@ from gpujobs.flow_work import in_thread
 from gpujobs.host import Host
 from gpujobs.ledger_rows import ENDED, Run
 from gpujobs.prefect_api import POOL, run_id_of
+from gpujobs.worker_deleted import Deleted
 from gpujobs.worker_floor import Floor
 from gpujobs.worker_slots import TEND_S
 
 CANCEL_S = 1.0
+DELETED_S = 5.0
 RECOVER_S = 10.0
 REAP_S = 300.0
 ORPHAN = timedelta(seconds=60)  # taken by a host so long ago, and in no ledger: that host is dead
@@ -51,12 +52,13 @@ _log = logging.getLogger(__name__)
 
 
 class Upkeep:
-    """Four loops, none of which ends because something failed once."""
+    """Five loops, none of which ends because something failed once."""
 
     def __init__(self, host: Host, floor: Floor, client: PrefectClient, *, tend: Callable[[], None]) -> None:
         """Look after the runs on `floor`, and after those that dead hosts have left behind; `tend` sees to leases."""
         self._host, self._floor, self._client, self._tend = host, floor, client, tend
         self._tries: dict[str, int] = {}
+        self._deleted = Deleted(client)
 
     async def take_over(self, worker_name: str) -> None:
         """Before any run is taken: put back in the queue what our forerunner of this name took and never began."""
@@ -68,6 +70,7 @@ class Upkeep:
         """Go on until cancelled."""
         await asyncio.gather(
             _every(CANCEL_S, self.hear_orders),
+            _every(DELETED_S, self.hear_deletions),
             _every(RECOVER_S, self.recover),
             _every(REAP_S, self.reap),
             _every(TEND_S, self.tend),
@@ -75,9 +78,7 @@ class Upkeep:
 
     async def hear_orders(self) -> None:
         """Stop the runs that Prefect wants cancelled, and undo a suspension: one call for all of them."""
-        ids = [
-            UUID(one.flow_run_id) for one in self._floor.sitting.values() if one.flow_run_id and not one.stop.stopped
-        ]
+        ids = self._unstopped()
         if not ids:
             return
         told = await self._client.read_flow_runs(
@@ -90,7 +91,19 @@ class Upkeep:
             if _is_suspended(flow_run):
                 await self._go_on(flow_run)
             elif flow_run.state is not None and not flow_run.state.is_paused():
-                self._floor.cancel(run_id_of(str(flow_run.id)))
+                run_id = run_id_of(str(flow_run.id))
+                self._floor.cancel(run_id, errors.Cancelled(f"run {run_id} was cancelled in Prefect"))
+
+    async def hear_deletions(self) -> None:
+        """Stop the runs whose flow runs somebody has deleted: nobody could cancel them any more."""
+        for flow_run_id in await self._deleted.among(self._unstopped()):
+            run_id = run_id_of(str(flow_run_id))
+            why = f"run {run_id} was cancelled: its flow run was deleted in Prefect"
+            self._floor.cancel(run_id, errors.FlowRunDeleted(why))
+
+    def _unstopped(self) -> Sequence[UUID]:
+        sitting = self._floor.sitting.values()
+        return [UUID(one.flow_run_id) for one in sitting if one.flow_run_id and not one.stop.stopped]
 
     async def _go_on(self, flow_run: FlowRun) -> None:
         """Undo a suspension: a machine cannot be put aside without losing its work, and would cost money meanwhile."""
@@ -123,7 +136,7 @@ class Upkeep:
         elif flow_run and kind in {StateType.RUNNING, StateType.PENDING}:
             self._floor.seat(flow_run, resumes=True)
         elif kind != StateType.SCHEDULED:  # a scheduled one is on its way to a host
-            self._floor.finish(run_id, flow_run, cancelled=kind in {StateType.CANCELLING, StateType.CANCELLED})
+            self._floor.finish(run, flow_run, cancelled=kind in {StateType.CANCELLING, StateType.CANCELLED})
 
     async def _flow_run(self, run: Run) -> FlowRun | None:
         if run.flow_run_id is None:
@@ -188,7 +201,7 @@ def _types(*types: StateType) -> FlowRunFilterState:
 def _ledger_run(host: Host, run_id: str) -> Run | None:
     try:
         found = host.ledger.get_run(run_id)
-    except BadInput:
+    except errors.BadInput:
         return None
     return found if found.id == run_id else None
 

@@ -2,11 +2,12 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
 
 REAL_LIMIT_S = 90.0  # how long a helper here may wait in real time before it calls a test stuck
 _GLANCE_S = 0.002
+_NAP_S = 0.02
 
 
 class ManualClock:
@@ -74,6 +75,41 @@ class ManualClock:
                 if time.monotonic() > ends:
                     raise AssertionError(f"not reached in {REAL_LIMIT_S} real seconds")
                 self._moved.wait(_GLANCE_S)
+
+
+class ShiftedClock:
+    """The machine's own clock, and as much further as a test has moved it, which wakes whoever waits for that."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._further_s = 0.0
+        self._waiting: dict[int, float] = {}  # by thread: until when
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + timedelta(seconds=self._further_s)
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self._further_s
+
+    def advance(self, seconds: float, *, threads: Collection[int]) -> None:
+        """Move time forward, once all of `threads` (their idents) wait for it to pass."""
+        eventually(lambda: self._all_wait(threads), what="they wait")
+        with self._lock:
+            self._further_s += seconds
+
+    def wait(self, event: threading.Event, timeout_s: float) -> bool:
+        deadline, thread = self.monotonic() + timeout_s, threading.get_ident()
+        with self._lock:
+            self._waiting[thread] = deadline
+        while not event.is_set() and (left_s := deadline - self.monotonic()) > 0:
+            event.wait(min(left_s, _NAP_S))
+        with self._lock:
+            del self._waiting[thread]
+        return event.is_set()
+
+    def _all_wait(self, threads: Collection[int]) -> bool:
+        with self._lock:
+            return all(self._waiting.get(thread, 0.0) > self.monotonic() for thread in threads)
 
 
 def eventually(reached: Callable[[], object], *, what: str) -> None:

@@ -5,7 +5,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from gpujobs import ledger_glance
 from gpujobs.errors import BadInput, Busy
 from gpujobs.ledger import Ledger, open_ledger
-from gpujobs.ledger_rows import ENDED, EventRecord, SnapshotRecord
+from gpujobs.ledger_rows import ENDED, EventRecord, SnapshotRecord, TaskRecord
 from gpujobs.models import Event, MachineStatus
 from tests.ledger_values import MINUTE, NOW, a_bill, a_machine, a_run, an_attempt
 
@@ -439,3 +439,38 @@ def test_a_snapshot_is_found_by_tag_or_as_the_latest_of_its_name(rented: Ledger)
     assert rented.find_snapshot("env", backend="autodl") is None
     assert rented.find_snapshot("nope") is None
     assert rented.snapshots() == [new, old]
+
+
+# Tasks
+
+
+def test_tasks_are_written_once_and_told_by_their_indices(rented: Ledger) -> None:
+    found = [TaskRecord(run_id="k3x9", number=number, parameters='{"LR": "1"}') for number in range(250)]
+    rented.add_tasks(found[::-1])
+    ended = replace(
+        found[3],
+        state="succeeded",
+        tries=2,
+        machine="gj-ada-k3x9-1",
+        exit_code=0,
+        metrics='{"a": 1}',
+        began_at=NOW,
+        ended_at=NOW + MINUTE,
+    )
+    changes = {name: value for name, value in asdict(ended).items() if value != getattr(found[3], name)}
+    rented.update_task("k3x9", 3, **changes)  # type: ignore[arg-type] # they are of the record
+    rented.add_tasks(found)
+    assert rented.tasks("k3x9") == [*found[:3], ended, *found[4:]]
+    assert rented.tasks("other") == []
+    with pytest.raises(BadInput, match="no task 250 of k3x9"):
+        rented.update_task("k3x9", 250, state="running")
+
+
+def test_who_lost_the_run_writes_no_task(rented: Ledger) -> None:
+    rented.add_tasks([TaskRecord(run_id="k3x9", number=0)])
+    token = rented.claim_run("k3x9", "a", lease_s=-1, now=NOW)
+    assert token is not None
+    rented.claim_run("k3x9", "b", lease_s=60, now=NOW)
+    with pytest.raises(Busy):
+        rented.held("k3x9", token).update_task("k3x9", 0, state="succeeded")
+    assert rented.tasks("k3x9")[0].state == "waiting"

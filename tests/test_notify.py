@@ -11,6 +11,8 @@ import pytest
 
 from gpujobs import notify, reaper
 from gpujobs.clock import StopToken
+from gpujobs.crash import armed
+from gpujobs.ending import tell_late
 from gpujobs.errors import Cancelled, Detached
 from gpujobs.host import Host
 from gpujobs.ledger_rows import Run
@@ -120,6 +122,54 @@ def test_process_that_lets_go_tells_nothing_and_the_one_that_ends_the_run_tells_
     assert (outcome.state, receiver.heard) == ("running", [])
     assert execute(host, outcome.run_id, stop=StopToken(), reporter=Memory()).exit_code == 0
     assert [told["title"] for told in receiver.heard] == ["gpujobs: t done"]
+
+
+class Killed(BaseException):
+    """Ends a process where it stands."""
+
+
+@pytest.mark.parametrize(
+    ("dies", "told"),
+    [("after ledger run update state phase detail ended_at", 1), ("before ledger run update phase", 2)],
+    ids=["between the end and the message", "between the message and its note"],
+)
+def test_end_that_a_dead_process_may_not_have_told_is_told_by_the_reaper(
+    dies: str, told: int, host: Host, receiver: Receiver
+) -> None:
+    dead = threading.Event()
+
+    def strike(name: str) -> None:
+        if dead.is_set() or (name.startswith(dies) and host.ledger.list_runs()[0].ended_at):
+            dead.set()
+            raise Killed
+
+    with armed(strike), pytest.raises(Killed):
+        run(host, Memory(), run="exit 3")
+    [left] = host.ledger.list_runs()
+    assert (left.state, left.phase, len(receiver.heard)) == ("failed", "notify", told - 1)
+    reaper.reap(host, yes=False, reporter=Memory())
+    assert len(receiver.heard) == told - 1, "its process may live, and be at it"
+    host.ledger.release_claim(left.id, left.driver)  # as if its lease had run out
+    for _ in range(2):
+        reaper.reap(host, yes=False, reporter=Memory())
+        assert [message["title"] for message in receiver.heard] == ["gpujobs: t failed"] * told
+    assert "why: the command ended with exit code 3" in receiver.heard[-1]["message"]
+
+
+def test_end_is_left_untold_where_no_url_is_known_for_a_host_that_knows_one(
+    host: Host, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = run(host, Memory())
+    receiver.heard.clear()
+    monkeypatch.delenv("GPUJOBS_NOTIFY_TEAM")
+    host.ledger.update_run(outcome.run_id, phase="notify")  # as a process leaves it that dies before it has told
+    reaper.reap(host, yes=False, reporter=Memory())
+    assert host.ledger.get_run(outcome.run_id).phase == "notify"
+    monkeypatch.setenv("GPUJOBS_NOTIFY_TEAM", receiver.url)
+    reaper.reap(host, yes=False, reporter=Memory())
+    tell_late(host, outcome.run_id, Memory())  # by a reaper that had found it untold, and comes second
+    assert [message["title"] for message in receiver.heard] == ["gpujobs: t done"]
+    assert host.ledger.get_run(outcome.run_id).phase == ""
 
 
 @pytest.mark.parametrize("answer", [404, 500])

@@ -187,3 +187,57 @@ def test_a_secret_given_by_value_is_refused_and_not_repeated(secrets: list[str])
 def test_a_recipe_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         recipe().name = "other"  # type: ignore[misc]
+
+
+def test_a_matrix_is_a_task_for_each_combination_in_order() -> None:
+    found = recipe(matrix={"LR": ["1e-3", 0.1], "SEED": [1, 2]})
+    assert found.all_tasks == [
+        {"LR": "1e-3", "SEED": "1"},
+        {"LR": "1e-3", "SEED": "2"},
+        {"LR": "0.1", "SEED": "1"},
+        {"LR": "0.1", "SEED": "2"},
+    ]
+    assert Recipe.model_validate_json(found.model_dump_json()) == found
+
+
+def test_tasks_are_a_number_or_the_variables_of_each() -> None:
+    assert (recipe(tasks=3).all_tasks, recipe(tasks="2").all_tasks) == ([{}, {}, {}], [{}, {}])
+    assert recipe(tasks=[{"LR": 1}, {}]).all_tasks == [{"LR": "1"}, {}]
+    assert recipe(tasks=1) == recipe()
+
+
+def test_some_of_the_tasks_keep_their_indices() -> None:
+    found = recipe(matrix={"SEED": [5, 6, 7]}, only_tasks=[2, 0])
+    assert found.wanted_tasks == {0: {"SEED": "5"}, 2: {"SEED": "7"}}
+
+
+@pytest.mark.parametrize(
+    ("values", "machines"),
+    [
+        ({"tasks": 5, "concurrency": 3}, 3),
+        ({"tasks": 5, "concurrency": 3, "only_tasks": [1]}, 1),
+        ({"tasks": 5, "concurrency": 3, "resources": resources(accelerators=["H20:4"])}, 2),
+        ({}, 1),
+    ],
+)
+def test_no_more_machines_than_tasks_can_use(values: dict[str, Any], machines: int) -> None:
+    assert recipe(**values).machines_at_once == machines
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"matrix": {"A": [1]}, "tasks": 2}, "leave one of the two out"),
+        ({"matrix": {"A": [1]}, "envs": {"A": "2"}}, "stands in both envs and matrix"),
+        ({"tasks": [{"A": "1"}, {}], "secrets": ["A"]}, "stands in secrets too"),
+        ({"tasks": 2, "only_tasks": [2]}, "there is no task 2; there are 2"),
+        ({"tasks": 2, "snapshot": {"name": "env"}}, "a snapshot is of one job's machine"),
+        ({"matrix": {"A": [1]}, "on_failure": {"keep": "5m"}}, "on_failure.keep is for one job's machine"),
+        ({"tasks": 2, "outputs": {"a": "/root/a"}}, "let it be in the workdir"),
+        ({"matrix": {"A": [1]}, "outputs": {"a": "b/../../a"}}, "let it be in the workdir"),
+        ({"tasks": [{"A": "x" * 130_000}, {}]}, "use a file"),
+    ],
+)
+def test_tasks_that_cannot_be_are_refused(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        recipe(**values)

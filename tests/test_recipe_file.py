@@ -159,8 +159,8 @@ def test_an_empty_override_takes_a_value_away(load: Load) -> None:
         ("name.x=1", "--set name.x: name is no map here, so it has no parts; set all of it, as --set name=…"),
         ("budget=cheap", "--set budget: budget must be a number, not the text 'cheap'; write budget: 30"),
         (
-            "tasks=4",
-            f"--set tasks: tasks {LATER} runs one task a recipe; leave it out, or write tasks: 1",
+            "tasks=0",
+            "--set tasks: tasks: must be from 1 to 1000, not 0",
         ),
         ("workdir=nope", "--set workdir: workdir: nope does not exist (looked for {}/nope); make it, or mend the path"),
     ],
@@ -194,14 +194,28 @@ MISTAKES = {  # a fifth line, and what is said of it
     "num_nodes: 2": "num_nodes is not known; a run has one machine; leave it out",
     "<<: {a: b}": "<< is not known; merge keys are not read; write the keys out",
     "idle_timeout: 5m": "idle_timeout is not known; use idle_duration, as 15m",
-    "matrix: {A: [1]}": f"matrix {LATER} runs no sweeps; leave it out",
+    "matrix: {A: 1}": "matrix: 'A' must be a list of values, as A: [1, 2]",
+    "matrix: {A: []}": "matrix: 'A' must be a list of values, as A: [1, 2]",
+    "matrix: {A: [1, '1']}": "matrix: 'A' has a value twice; name each once",
+    "matrix: {GPUJOBS_RUN: [x]}": "matrix: 'GPUJOBS_RUN': names that begin with GPUJOBS_ are set by gpujobs",
+    "matrix: {A: [1], B: [true]}": "matrix: 'B' must be text; quote it, as B: \"true\"",
+    "matrix: {A: [1], B: [yes, ~]}": "matrix: 'B' must be text; quote it, as B: \"\"",
+    f"matrix: {{A: {list(range(30))}, B: {list(range(40))}}}": (
+        "matrix: it makes 1200 tasks, and a run has 1000 at the most; make several recipes of it"
+    ),
+    "sweep: {}": "sweep is not known; use matrix, as {LR: [1e-4, 1e-3]}",
     "notify: [https://hooks.example/s3cret]": "notify[0]: give names (small letters, digits, - _), not URLs, "
     "as [wecom]; the URLs are settings",
     "credentials: {autodl: eyJhbGciOi.s3cret}": "credentials.autodl: give a block's name "
     "(small letters, digits, dashes), not a token, as {autodl: my-team}",
     "lease: 5m": f"lease {LATER} renews no leases; leave it out",
-    "concurrency: 2": f"concurrency {LATER} runs one task a recipe; leave it out, or write concurrency: 1",
-    "tasks: true": f"tasks {LATER} runs one task a recipe; leave it out, or write tasks: 1",
+    "concurrency: 2": (
+        "concurrency: it is how many machines work at the tasks, and there are none; add matrix or tasks"
+    ),
+    "tasks: true": "tasks must be a list, not true; write tasks: 8",
+    "tasks: 1001": "tasks: must be from 1 to 1000, not 1001",
+    "tasks: [{LR}]": "tasks: 'LR' must be text; quote it, as LR: \"\"",
+    "only_tasks: [0]": "only_tasks: there is no task 0; there are 0, counted from 0",
     "retry: 3": "retry must be a map of key: value, not the number 3; write retry: {attempts: 3, wait: 2h}",
     "retry: {atempts: 3}": "retry.atempts is not known; did you mean attempts?",
     "retry: {run: x}": "retry.run is not known; run belongs at the left edge, not under retry",
@@ -388,7 +402,8 @@ def test_every_example_in_the_model_is_one_that_it_takes(load: Load) -> None:
     Path("train.csv").write_text("x")
     for name, known in Recipe.model_fields.items():
         for example in known.examples or []:
-            load(json.dumps({"name": "digits", "resources": {"gpu": "H20"}, "run": "x", name: example}))
+            of_tasks = {"tasks": 8} if name in {"only_tasks", "concurrency"} else {}
+            load(json.dumps({"name": "digits", "resources": {"gpu": "H20"}, "run": "x", **of_tasks, name: example}))
 
 
 def test_an_example_is_written_so_that_it_is_read_as_it_is_meant(refusal: Refusal) -> None:

@@ -42,7 +42,7 @@ def outputs(run: dict[str, object]) -> dict[str, Path]:
 
 
 def test_none_is_forgotten() -> None:
-    chain = {"snapshot_chain.yaml", "snapshot_chain_next.yaml"}
+    chain = {"snapshot_chain.yaml", "snapshot_chain_next.yaml", "matrix.yaml"}
     assert {path.name for path in RECIPES.glob("*.yaml")} == {name for name, _ in RUNS} | chain
 
 
@@ -65,3 +65,20 @@ def test_the_chain_installs_once_and_the_next_run_uses_it(cloud: Control) -> Non
     came = outputs(submit("snapshot_chain_next.yaml"))
     assert came["mean_digits.txt"].read_text().strip()
     assert (len(cloud.machines()), cloud.left()) == (2, [])
+
+
+def test_the_matrix_learns_digits_once_for_each_pair(cloud: Control) -> None:
+    run = submit("matrix.yaml", "--set", "resources.infra=autodl")
+    status = [sys.executable, "-m", "gpujobs", "status", str(run["run_id"])]
+    told = json.loads(subprocess.run([*status, "--json"], capture_output=True, text=True, check=True).stdout)
+    assert [(task["state"], task["parameters"]) for task in told["tasks"]] == [
+        ("succeeded", {"LR": rate, "SEED": seed}) for rate in ("0.005", "0.02") for seed in ("1", "2")
+    ]
+    assert all(task["metrics"]["test_accuracy"] > 0.8 for task in told["tasks"])
+    lines = subprocess.run(status, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [line.split()[:4] for line in lines if "succeeded" in line][1:3] == [
+        ["0", "succeeded", "0.005", "1"],
+        ["1", "succeeded", "0.005", "2"],
+    ]
+    assert {(home / "results" / "model.npz").exists() for home in outputs(run).values()} == {True}
+    assert (len(cloud.machines()) <= 2, cloud.left()) == (True, [])

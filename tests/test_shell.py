@@ -23,7 +23,8 @@ from paramiko.common import cMSG_CHANNEL_DATA, cMSG_CHANNEL_EOF
 from gpujobs.clock import StopToken
 from gpujobs.errors import AuthRefused, BadInput, Cancelled, HostKeyChanged, RemoteFailure, Unreachable
 from gpujobs.models import Access
-from gpujobs.shell import Shell, connect, make_key, quote_path, reachable, readable
+from gpujobs.shell import Shell, Timeouts, connect, make_key, quote_path, reachable, readable
+from gpujobs.shell_exchange import Exchange
 from tests.sshd.machines import PASSWORD, QUICK, Server, skip_without_sshd
 from tests.sshd.openssh import OpenSsh
 from tests.sshd.proxy import Proxy
@@ -458,6 +459,14 @@ def test_a_command_cannot_hang_on_a_peer_that_froze_before(server: Server, proxy
         proxy.freeze()
         with pytest.raises(Unreachable):
             shell.run("true")
+
+
+def test_a_command_over_its_time_on_a_peer_that_froze_is_a_lost_connection(server: Server, proxy: Proxy) -> None:
+    timeouts = Timeouts(probe_every_s=0.05, dead_after_s=600)
+    with server.connect(port=proxy.port, timeouts=timeouts) as shell:
+        exchange = Exchange(shell._connection, sink=lambda _: proxy.freeze(), stop=None, timeout_s=5.0)
+        with pytest.raises(Unreachable, match="no sign of life"):
+            exchange.run("echo on; sleep 60", [])
 
 
 def test_a_quiet_command_on_a_living_peer_is_left_alone(server: Server) -> None:

@@ -17,13 +17,15 @@ from gpujobs.cli.summary import outputs_of
 from gpujobs.errors import BadInput
 from gpujobs.host import Host
 from gpujobs.ledger_rows import ENDED, Run
+from gpujobs.run_folder import TASK
 
 
 def pull(args: Namespace, out: Output) -> int:
     """Copy the outputs; the folder appears whole or not at all, and one that exists is never written into."""
     with Host.open(load_settings()) as host:
         run = find_run(host.ledger, args.run)
-        wanted: Mapping[str, str] = json.loads(run.recipe_json).get("outputs") or {}
+        tasks = {f"{TASK}{row.number}": row.state for row in host.ledger.tasks(run.id)}
+        wanted: Mapping[str, str] = tasks or json.loads(run.recipe_json).get("outputs") or {}
         if not wanted:
             raise BadInput(f"the recipe of run {run.id} names no outputs; what it wrote is in: gpujobs logs {run.id}")
         target = Path(args.to or f"{run.name}-{run.id}").absolute()
@@ -36,7 +38,11 @@ def pull(args: Namespace, out: Output) -> int:
                 f"{target.parent} cannot be written: {error.strerror}; name another folder: --to DIR"
             ) from error
         try:
-            names = _copy(run, host, fresh) if run.state in ENDED else _fetch(run, host, wanted, fresh, out)
+            names = (
+                _copy(run, host, fresh, len(wanted))
+                if tasks or run.state in ENDED
+                else _fetch(run, host, wanted, fresh, out)
+            )
             fresh.rename(target)
         except BaseException:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -50,15 +56,15 @@ def pull(args: Namespace, out: Output) -> int:
     return 0
 
 
-def _copy(run: Run, host: Host, fresh: Path) -> list[str]:
+def _copy(run: Run, host: Host, fresh: Path, wanted: int) -> list[str]:
     found = outputs_of(run, host.settings)
-    if len(found) < len(json.loads(run.recipe_json)["outputs"]) and host.settings.store:
+    if len(found) < wanted and host.settings.store:
         from gpujobs.store_folder import fetch_outputs  # noqa: PLC0415 - brings fsspec, which few need
 
         if names := fetch_outputs(host.settings, run, fresh):
             return names
     if not found:
-        raise BadInput(f"run {run.id} ended ({run.state}) without outputs; its log: gpujobs logs {run.id}")
+        raise BadInput(f"run {run.id} is {run.state}, and has no outputs here; its log: gpujobs logs {run.id}")
     for name, path in found.items():
         if path.is_dir():
             shutil.copytree(path, fresh / name, symlinks=True)

@@ -33,8 +33,8 @@ class Parser(argparse.ArgumentParser):
         raise BadInput(f"{message}; see: {self.prog} --help")
 
 
-def _recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="the recipe's YAML file; - reads standard input")
+def _recipe(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", nargs=nargs, help="the recipe's YAML file; - reads standard input")
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="as resources.infra=autodl"
     )
@@ -55,7 +55,10 @@ def _init(parser: argparse.ArgumentParser) -> None:
 
 
 def _submit(parser: argparse.ArgumentParser) -> None:
-    _recipe(parser)
+    _recipe(parser, nargs="?")
+    parser.add_argument(
+        "--retry-failed", metavar="RUN", default=None, help="instead of a recipe: that run's tasks that did not succeed"
+    )
     parser.add_argument("--here", action="store_true", help="run it in this process, without a controller")
     parser.add_argument("--detach", "-d", action="store_true", help="start it and come back at once")
     parser.add_argument("--yes", "-y", action="store_true", help="do not ask before renting")

@@ -61,6 +61,8 @@ def plan_value(recipe: Recipe, found: Plan) -> Mapping[str, Any]:
         "refused": list(found.refused),
         "warnings": list(found.warnings),
         "max_duration_s": recipe.max_duration,
+        "tasks": len(recipe.wanted_tasks),
+        "machines": recipe.machines_at_once,
         "estimate_cny": found.estimate_cny,
     }
 
@@ -85,8 +87,20 @@ def show_plan(recipe: Recipe, found: Plan, out: Output) -> None:
         out.text(f"left out: {line}")
     for line in found.warnings:
         out.text(f"warning: {line}")
+    if recipe.wanted_tasks:
+        out.text(f"{_counted(len(recipe.wanted_tasks), 'task')} on {up_to(recipe)} at a time")
     if rows:
         longest = time_text(recipe.max_duration)
         out.text(
             f"estimated cost: {money(found.estimate_cny)} if it takes all of max_duration, {longest} (~: an estimate)"
         )
+
+
+def up_to(recipe: Recipe) -> str:
+    """Say how many machines a recipe may rent at a time."""
+    most = recipe.machines_at_once
+    return "1 machine" if most == 1 else f"up to {most} machines"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

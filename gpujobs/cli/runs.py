@@ -40,22 +40,25 @@ def ls(args: Namespace, out: Output) -> int:
 
 def status(args: Namespace, out: Output) -> int:
     """Say where a run stands, with its attempts."""
-    from gpujobs.cli.summary import show_attempts, summary  # noqa: PLC0415 - brings SQLAlchemy, which ls cannot afford
+    from gpujobs.cli.summary import output_lines, show_attempts, summary  # noqa: PLC0415 - brings SQLAlchemy, which ls cannot afford
+    from gpujobs.cli.tasks import show_tasks, tasks_value  # noqa: PLC0415 - as above
 
     found = load_settings()
     with ledger_of(found) as ledger:
         run = find_run(ledger, args.run)
         short = summary(run, ledger, found)
         attempts, machines = ledger.attempts(run.id), ledger.machines(run.id)
-        events = ledger.events(run.id)
+        events, tasks = ledger.events(run.id), ledger.tasks(run.id)
     more = {name: getattr(run, name) for name in _STATUS_FIELDS}
-    out.value({**short, **more, "attempts": attempts, "machines": machines, "events": events})
+    told = {"attempts": attempts, "machines": machines, "events": events, "tasks": tasks_value(tasks)}
+    out.value({**short, **more, **told})
     age = time_text((datetime.now(UTC) - run.created_at).total_seconds())
     phase = f", {run.phase} {run.detail}".rstrip() if run.phase else ""
     out.text(f"run {run.id} ({run.name}): {run.state}{phase}; submitted {age} ago")
     show_attempts(attempts, machines, out)
-    for name, path in short["outputs"].items():
-        out.text(f"output {name}: {path}")
+    show_tasks(tasks, out)
+    for line in output_lines(short["outputs"]):
+        out.text(line if tasks else f"output {line}")
     out.text(f"log: {short['log']}")
     out.text(f"cost: {money(short['cost_cny'])} (estimated before: {money(run.estimate_cny)})")
     if run.exit_code is not None:

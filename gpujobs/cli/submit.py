@@ -10,11 +10,12 @@ from gpujobs import controller, prefect_api
 from gpujobs.cli.cancel import request_cancel
 from gpujobs.cli.flow_watch import EndedElsewhere, FlowRunWatch
 from gpujobs.cli.interrupts import Interrupts, in_background
-from gpujobs.cli.opening import load_settings
+from gpujobs.cli.opening import find_run, load_settings
 from gpujobs.cli.output import Output
-from gpujobs.cli.recipes import show_plan
+from gpujobs.cli.recipes import show_plan, up_to
 from gpujobs.cli.stopping import Stopping
 from gpujobs.cli.summary import tell_end
+from gpujobs.cli.tasks import failed_tasks
 from gpujobs.cli.watching import follow_to_end
 from gpujobs.errors import BadInput, Cancelled, NoCapacity
 from gpujobs.follow import Follower
@@ -34,8 +35,12 @@ def submit(args: Namespace, out: Output) -> int:
     """Run a recipe; the exit code is the run's own."""
     if args.here and args.detach:
         raise BadInput("--here runs in this process, which --detach leaves; take one of them")
-    recipe = load_recipe(args.recipe, args.overrides).recipe
+    if (args.recipe is None) == (args.retry_failed is None):
+        raise BadInput("name a recipe, or with --retry-failed a run: gpujobs submit recipe.yaml")
+    if args.retry_failed is not None and args.overrides:
+        raise BadInput("--retry-failed does the same tasks again, so nothing can be --set; submit the recipe instead")
     with Host.open(load_settings()) as host:
+        recipe = _recipe(args, host)
         check_local(host, recipe)
         try:
             plan = make_plan(host, recipe)
@@ -48,7 +53,7 @@ def submit(args: Namespace, out: Output) -> int:
             raise NoCapacity(plan.nothing_free)
         with Interrupts() as interrupts:
             if not args.yes:
-                _confirm(plan, interrupts)
+                _confirm(recipe, plan, interrupts)
             if args.here:
                 from gpujobs.cli.submit_here import run_here  # noqa: PLC0415 - brings paramiko
 
@@ -56,11 +61,22 @@ def submit(args: Namespace, out: Output) -> int:
             return _Controlled(host, out).run(recipe, interrupts, detach=args.detach)
 
 
-def _confirm(plan: Plan, interrupts: Interrupts) -> None:
+def _recipe(args: Namespace, host: Host) -> Recipe:
+    if args.recipe is not None:
+        return load_recipe(args.recipe, args.overrides).recipe
+    return failed_tasks(host.ledger, find_run(host.ledger, args.retry_failed))
+
+
+def _confirm(recipe: Recipe, plan: Plan, interrupts: Interrupts) -> None:
     """Ask before money is spent, where somebody is there to answer."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return
-    what = f"Rent {plan.choices[0].offer}?" if plan.choices else "Wait until something that fits is free, and rent it?"
+    many = f"{up_to(recipe)} as " if recipe.machines_at_once > 1 else ""
+    what = (
+        f"Rent {many}{plan.choices[0].offer}?"
+        if plan.choices
+        else "Wait until something that fits is free, and rent it?"
+    )
     if interrupts.ask(f"{what} [y/N] ", ("y", "yes", "n", "no", "")) not in ("y", "yes"):
         raise Cancelled(NOT_RENTED)
 

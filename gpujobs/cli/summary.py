@@ -10,6 +10,7 @@ from gpujobs.host import Host
 from gpujobs.ledger import Ledger
 from gpujobs.ledger_rows import Attempt, MachineRecord, Run
 from gpujobs.progress import time_text
+from gpujobs.run_folder import TASK
 from gpujobs.settings import Settings
 from gpujobs.store_folder import stored_files
 
@@ -17,8 +18,15 @@ from gpujobs.store_folder import stored_files
 def outputs_of(run: Run, found: Settings) -> Mapping[str, Path]:
     """Give the outputs of a run that are here, by name."""
     folder = found.runs / run.id / "outputs"
-    wanted = json.loads(run.recipe_json).get("outputs") or {}
-    return {name: folder / name for name in wanted if (folder / name).exists()}
+    return {name: folder / name for name in wanted_outputs(run, folder) if (folder / name).exists()}
+
+
+def wanted_outputs(run: Run, folder: Path) -> Sequence[str]:
+    """Name the outputs of a run's recipe; where it makes tasks, those of its tasks that are in the folder `folder`."""
+    recipe = json.loads(run.recipe_json)
+    if not (recipe.get("matrix") or recipe.get("tasks")):
+        return list(recipe.get("outputs") or {})
+    return sorted((path.name for path in folder.glob(f"{TASK}*")), key=lambda name: (len(name), name))
 
 
 def summary(run: Run, ledger: Ledger, found: Settings) -> Mapping[str, Any]:
@@ -42,8 +50,8 @@ def show_end(run: Run, value: Mapping[str, Any], out: Output) -> None:
     """Print the end of a run for people: what went wrong on standard error, and all else as the answer."""
     took = f" after {time_text((run.ended_at - run.created_at).total_seconds())}" if run.ended_at else ""
     out.text(f"run {run.id} ({run.name}) {run.state}{took}")
-    for name, path in value["outputs"].items():
-        out.text(f"  {name}: {path}")
+    for line in output_lines(value["outputs"]):
+        out.text(f"  {line}")
     alive = value["machines_alive"]
     out.text(f"log: {value['log']}")
     out.text(f"cost: {money(value['cost_cny'])}")
@@ -52,6 +60,14 @@ def show_end(run: Run, value: Mapping[str, Any], out: Output) -> None:
         out.text("it may still cost money; release it with: gpujobs reap")
     if run.error and not out.json:
         out.tell(f"gpujobs: {run.error}")
+
+
+def output_lines(outputs: Mapping[str, object]) -> Sequence[str]:
+    """Name the outputs; of tasks, which may be many, the folder alone."""
+    folders = {str(path).rpartition("/")[0] for name, path in outputs.items() if name.startswith(TASK)}
+    if len(folders) == 1 and all(name.startswith(TASK) for name in outputs):
+        return [f"outputs of the tasks: {folders.pop()}"]
+    return [f"{name}: {path}" for name, path in outputs.items()]
 
 
 def show_attempts(attempts: Sequence[Attempt], machines: Sequence[MachineRecord], out: Output) -> None:

@@ -8,6 +8,7 @@ from importlib.resources import files
 
 from gpujobs.errors import BadInput
 
+IN_WORKDIR = "./.gpujobs-call"  # on the machine, in the work's folder: what makes calls, or does tasks
 MARGIN_S = 600  # on top of everything that the keeper waits for
 
 _BASE = re.compile(r"(?:/|~/)[A-Za-z0-9._/-]+")
@@ -28,6 +29,11 @@ def call_files() -> Mapping[str, str]:
 def fleet_files() -> Mapping[str, str]:
     """Read what takes tasks on a fleet's machine, besides `call_files`, by their paths in the call's folder there."""
     return {name: files(__name__).joinpath(name).read_text("utf-8") for name in ("foreman.py", "slot.py", "relay.py")}
+
+
+def cell_files() -> Mapping[str, str]:
+    """Read what runs a recipe's tasks on the machine, by paths in the folder there: cell.py in slot.py's place."""
+    return {**fleet_files(), "slot.py": files(__name__).joinpath("cell.py").read_text("utf-8")}
 
 
 def keeper_command(*, base: str, boot_grace_s: int, max_duration_s: int, linger_s: int) -> str:

@@ -10,6 +10,7 @@ Frames, both ways: a letter, a task's number and the size of what follows (8 byt
     from here  h  {"tasks"}: the numbers that are known, once `c` came; then the outcomes that nobody acknowledged
                r  what slot.py left
                x  {"signal", "code", "oom"}: the slot's process ended under the task
+               w  {"from", "to"}: where in this run's output a task's own begins, and, once it is over, ends
 
 A connection that is lost costs nothing: the next one goes on. Nobody there for SILENT_S: it ends.
 """
@@ -19,6 +20,7 @@ import json
 import os
 import select
 import socket
+import stat
 import struct
 import subprocess
 import sys
@@ -176,6 +178,7 @@ class Foreman:
         self._waiting: Deque[int] = collections.deque()
         self._known: Set[int] = set()
         self._outcomes: collections.OrderedDict[int, Tuple[bytes, bytes, str]] = collections.OrderedDict()
+        self._wrote: Dict[int, Dict[str, Optional[int]]] = {}
         self._heard_at = time.monotonic()
         self._over = False
 
@@ -228,6 +231,8 @@ class Foreman:
             self._slots = [Slot(gpu) for gpu in gpus(wanted["slots"])]
         link.begun = True
         link.put(b"h", 0, json.dumps({"tasks": sorted(self._known)}).encode())
+        for number in sorted(self._wrote):
+            self._tell_wrote(link, number)
         for number, outcome in self._outcomes.items():
             link.put(outcome[0], number, *outcome[1:])
 
@@ -242,13 +247,22 @@ class Foreman:
 
     def _forget(self, number: int) -> None:
         self._known.discard(number)
+        self._wrote.pop(number, None)
         if self._outcomes.pop(number, (b"", b"", ""))[2]:
             os.unlink(task_path(number) + ".out")
 
     def _deal(self) -> None:
         for slot in self._slots:
             if slot.number is None and self._waiting:
-                slot.begin(self._waiting.popleft())
+                number = self._waiting.popleft()
+                self._wrote[number] = {"from": written(), "to": None}
+                slot.begin(number)
+                if self._link is not None and self._link.begun:
+                    self._tell_wrote(self._link, number)
+                    self._exchange(self._link, False)
+
+    def _tell_wrote(self, link: Link, number: int) -> None:
+        link.put(b"w", number, json.dumps(self._wrote[number]).encode())
 
     def _hear_slot(self, slot: Slot, made: bool) -> None:
         number, slot.number = slot.number or 0, None
@@ -257,7 +271,9 @@ class Foreman:
         else:
             outcome = (b"x", json.dumps(slot.end()).encode(), "")
         self._outcomes[number] = outcome
+        self._wrote[number]["to"] = written()
         if self._link is not None and self._link.begun:
+            self._tell_wrote(self._link, number)
             self._link.put(outcome[0], number, *outcome[1:])
             self._exchange(self._link, False)
 
@@ -275,6 +291,12 @@ def frame(letter: bytes, number: int, content: bytes, path: str) -> Iterator[byt
 def task_path(number: int) -> str:
     """Name the file of a task."""
     return os.path.join(TASKS, str(number))
+
+
+def written() -> int:
+    """Count the bytes that this run has written by now; 0 where its output is no file."""
+    told = os.fstat(1)
+    return told.st_size if stat.S_ISREG(told.st_mode) else 0
 
 
 def gpus(slots: int) -> List[Optional[str]]:

@@ -209,6 +209,29 @@ def test_a_script_that_ends_waits_for_its_jobs_and_another_process_reads_them(
         gpujobs.Job.from_id("nosuchrun")
 
 
+def test_a_job_that_ran_elsewhere_is_read_from_the_store(
+    tmp_path: Path, cloud_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPUJOBS_STORE", f"file://{tmp_path}/store")
+    path = write(
+        tmp_path / "proj",
+        "stored.py",
+        """
+        @gpu_job(**KEYS, outputs={"notes": "notes.txt"})
+        def work(number: int) -> int:
+            print("worked")
+            Path("notes.txt").write_text("noted")
+            return number + 1
+        """,
+    )
+    stored = load(path, monkeypatch)
+    run_id = stored.work.remote(4) and next(cloud_settings.runs.iterdir()).name
+    monkeypatch.setenv("GPUJOBS_DATABASE_URL", cloud_settings.database_url)
+    monkeypatch.setenv("GPUJOBS_HOME", str(tmp_path / "another"))  # as another machine of the team has it
+    job = gpujobs.Job.from_id(run_id, stored.work)
+    assert (job.result(LIMIT_S), job.logs(), job.outputs["notes"].read_text()) == (5, "worked\n", "noted")
+
+
 def test_ctrl_c_cancels_and_the_machine_is_released(tmp_path: Path, control: Control) -> None:
     path = write(tmp_path / "proj", "script.py", SCRIPT)
     with subprocess.Popen(

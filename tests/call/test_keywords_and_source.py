@@ -1,7 +1,7 @@
 """What is wrong with a decorated function is said in plain words before anything is rented; what travels is found."""
 
 import asyncio
-import importlib
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,11 +13,12 @@ import pytest
 
 import gpujobs
 from gpujobs import gpu_job
-from gpujobs.call_files import IN_WORKDIR, Call, write_call
+from gpujobs.call_files import Call, write_call
 from gpujobs.call_recipe import NOT_OURS, OURS, Keys, for_call, template
 from gpujobs.call_source import find_source
 from gpujobs.errors import BadInput
 from gpujobs.recipe import Recipe, Resources
+from gpujobs.remote import IN_WORKDIR
 from tests.call.project import load
 
 ROOT = Path(__file__).parents[2]
@@ -162,6 +163,22 @@ def test_a_workdir_without_the_functions_file_is_refused(tmp_path: Path, monkeyp
         find_source(away.work.__wrapped__, workdir="nowhere")
 
 
+def test_a_file_that_prefect_has_loaded_goes_by_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a module of the same name is loaded already, Prefect loads a flow's file under a name that it makes up."""
+    path = tmp_path / "proj" / "json.py"
+    path.parent.mkdir()
+    path.write_text("def work() -> None: ...\n", encoding="utf-8")
+    made_up = "__prefect_loader_0123456789abcdef__"
+    spec = importlib.util.spec_from_file_location(made_up, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, made_up, module)
+    spec.loader.exec_module(module)
+    found = find_source(module.work, workdir=None)
+    assert (found.module, found.roots, found.by_value, found.workdir) == ("json", ["."], False, str(path.parent))
+
+
 def test_arrays_among_the_arguments_go_once_and_not_as_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = load(project(tmp_path / "proj", {"sends.py": WORK}) / "sends.py", monkeypatch).work.__wrapped__
     big = np.ones(100_000)
@@ -200,10 +217,37 @@ gpu_job(accelerators="RTX 4090", max_durations="2h")
 gpu_job(accelerators="RTX 4090", budget="much")
 """
     )
-    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--cache-dir", str(tmp_path), "typed.py"]
+    (tmp_path / "ini").write_text("[mypy]\nstrict = true\n[mypy-prefect.*]\nfollow_imports = skip\n")  # half a minute
+    command = [sys.executable, "-m", "mypy", "--config-file=ini", "--cache-dir", str(tmp_path), "typed.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     found = [line.split(":")[1] for line in done.stdout.splitlines() if line.startswith("typed.py") and "error" in line]
     assert sorted(set(found), key=int) == ["18", "19", "20", "21", "22"], done.stdout + done.stderr
+
+
+def test_in_a_flow_the_types_are_prefects(tmp_path: Path) -> None:
+    """With the project's own cache, which its check of types has filled: reading all of Prefect takes half a minute."""
+    path = tmp_path / "typed.py"
+    path.write_text(
+        """
+from typing import assert_type
+from gpujobs import gpu_job
+from prefect.futures import PrefectFuture, PrefectFutureList
+
+@gpu_job(accelerators="RTX 4090:1")
+def train(lr: float, *, epochs: int = 10) -> dict[str, float]:
+    return {"loss": lr / epochs}
+
+assert_type(train.with_options(retries=2)(0.1), dict[str, float])
+assert_type(train.with_options(retries=2).submit(0.1), PrefectFuture[dict[str, float]])
+assert_type(train.with_options().map([0.1]), PrefectFutureList[PrefectFuture[dict[str, float]]])
+train.with_options(retry=2)
+train.with_options().submit("fast")
+"""
+    )
+    command = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    found = [line.split(":")[1] for line in done.stdout.splitlines() if line.startswith(str(path)) and "error" in line]
+    assert found == ["13", "14"], done.stdout + done.stderr
 
 
 def test_importing_the_package_brings_nothing() -> None:

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from gpujobs.call_files import IN_WORKDIR, Call, write_call
+from gpujobs.call_files import Call, write_call
 from gpujobs.call_outcome import Ending, Wanted, result_of
 from gpujobs.call_recipe import check_script, run_script
 from gpujobs.call_source import find_source
 from gpujobs.errors import BadInput, BadResult, KilledRemotely, OutOfMemory
+from gpujobs.remote import IN_WORKDIR
 from tests.call.project import load
 
 SENT = sorted((Path(__file__).parents[2] / "gpujobs/remote").glob("*.py"))

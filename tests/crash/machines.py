@@ -12,11 +12,11 @@ import tarfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Protocol
 
 from gpujobs.clock import StopToken
 from gpujobs.errors import Unreachable
 from gpujobs.shell_exchange import Completed
+from tests.crash.sim_network import SimNetwork, Time
 
 WORK_S = 2.0
 KEPT = "kept"  # the file that the work leaves in its folder
@@ -36,14 +36,6 @@ PURPOSES = {  # of every command that a run sends
     "read an output": _READ,
     "install our key": re.compile(r"sh -c .*authorized_keys", re.DOTALL),
 }
-
-
-class Time(Protocol):
-    """The clock of the simulation, in seconds."""
-
-    def monotonic(self) -> float: ...
-
-    def move(self, seconds: float) -> None: ...
 
 
 def first_line(name: str) -> bytes:
@@ -120,6 +112,7 @@ class SimMachine:
     time: Time
     on_start: Callable[[str, str], None]  # told the machine's id and the attempt's name, once the work has begun
     on_pulled: Callable[[str], None]
+    network: SimNetwork
     alive: bool = True
     keys: set[bytes] = field(default_factory=set)
     works: dict[str, Work] = field(default_factory=dict)
@@ -216,6 +209,7 @@ class SimConnection:
 
     machine: SimMachine
     host_key: str
+    by_password: bool
     where: str = "127.0.0.1:22"
 
     @property
@@ -243,13 +237,15 @@ class SimExchange:
     def run(self, command: str, source: Iterable[bytes]) -> Completed:
         if not self._machine.alive:
             raise Unreachable("the machine has ended")
-        code = self._machine.run(command, b"".join(source), self._send)
+        with self._machine.network.carrying(self._machine.time) as carry:
+            code = self._machine.run(command, b"".join(source), lambda data: self._send(carry(data)))
         return Completed(code=code, stdout=b"", stderr=b"")
 
     def _send(self, data: bytes) -> None:
         if self._stop is not None:
             self._stop.raise_if_stopped()
-        self._sink(data)
+        if data:
+            self._sink(data)
 
 
 def purpose(command: str) -> str:

@@ -42,10 +42,12 @@ from gpujobs.settings import Settings
 from gpujobs.shell_connection import Timeouts
 from tests.crash.inline import InlineExecutor, InlineGuard, InlineWatcher, QueueLanes, act_later
 from tests.crash.machines import SimConnection, SimExchange, SimMachine, Start
+from tests.crash.sim_network import SimNetwork
 from tests.fake_server.doubles import QuietContainers
 
 OWNER = "tester"
 HOST_KEY = "ssh-ed25519 AAAA"
+_TICK_S = 0.001  # the rest of a wait may be too little to change a sum of floats
 _STEP_S = 15.0  # how far time moves at most before leases are looked after
 _REAL_S = 60.0
 _TABLES = ("events", "bills", "machines", "attempts", "snapshots", "runs")
@@ -60,7 +62,11 @@ class SimContainers(QuietContainers):
     def start(self, spec: ContainerSpec, *, sshd_delay_s: float = 0.0) -> Endpoint:
         endpoint = super().start(spec, sshd_delay_s=sshd_delay_s)
         machine = SimMachine(
-            id=spec.name, time=self.world.clock, on_start=self.world.work_began, on_pulled=self._pulled
+            id=spec.name,
+            time=self.world.clock,
+            on_start=self.world.work_began,
+            on_pulled=self._pulled,
+            network=self.world.network,
         )
         self.world.machines[endpoint.port] = machine
         return endpoint
@@ -99,7 +105,7 @@ class SimClock:
         if not self.is_driver():  # a bound on a piece of work, which ends before it strikes
             return event.wait(_REAL_S)
         if not event.is_set():
-            self.move(max(0.0, timeout_s))
+            self.move(max(_TICK_S, timeout_s))
         return event.is_set()
 
     def move(self, seconds: float) -> None:
@@ -161,6 +167,7 @@ class World:
     machines: dict[int, SimMachine] = field(default_factory=dict)
     starts: list[Start] = field(default_factory=list)
     acts_late: bool = False
+    network: SimNetwork = field(default_factory=SimNetwork)
 
     def open(self) -> None:
         """Begin; `new` gives each test a world of its own."""
@@ -190,6 +197,7 @@ class World:
         self.machines.clear()
         self.starts.clear()
         self.acts_late = False
+        self.network.mend()
         with self.ledger._database.engine.begin() as connection:
             for table in _TABLES:
                 connection.execute(text(f"DELETE FROM {table}"))
@@ -259,13 +267,15 @@ class World:
         machine = self.machines[access.port]
         key = shell.make_key(pkey_path).encode() if pkey_path else b""
         assert host_key in {None, HOST_KEY}
-        assert not pkey_path or key in machine.keys or access.password
-        return SimConnection(machine, host_key=HOST_KEY)
+        by_password = key not in machine.keys
+        assert access.password or not by_password
+        return SimConnection(machine, host_key=HOST_KEY, by_password=by_password)
 
     def reachable(self, host: str, port: int, timeout_s: float) -> bool:
         """Say whether somebody answers, in the place of the TCP probe."""
         del host, timeout_s
-        return port in self.machines and self.machines[port].alive
+        open_to_us = not self.network.refuses(self.clock)
+        return open_to_us and port in self.machines and self.machines[port].alive
 
     def _config(self) -> Mapping[str, Any]:
         own = f"{self.backend}_"

@@ -1,5 +1,7 @@
 """Where the tests hand in recipes, and ask what came of them."""
 
+import os
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +10,7 @@ from typing import Any
 
 import requests
 
-from gpujobs import controller, prefect_api
+from gpujobs import controller, prefect_api, process
 from gpujobs.controller import Controller
 from gpujobs.errors import Unavailable
 from gpujobs.ledger import Ledger
@@ -16,6 +18,7 @@ from gpujobs.ledger_rows import Run
 from gpujobs.settings import Settings
 from tests.cloud import STARTS, Control, recipe_for
 
+UNTIL_TOLD = "echo begun; while [ ! -e /tmp/go ]; do sleep 0.2; done"
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
 
 
@@ -129,6 +132,20 @@ def until(done: Callable[[], object], *, within_s: float = 30) -> None:
     while not done():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def end_host(desk: Desk, number: signal.Signals) -> None:
+    """End the controller's host by that signal; its server lives on."""
+    found = desk.controller()
+    os.kill(found.worker_pid, number)
+    until(lambda: not process.alive(found.worker_pid, found.worker_started), within_s=60)
+
+
+def let_go(truth: Control) -> None:
+    """Tell every job that waits `UNTIL_TOLD` to go on."""
+    containers = truth.fake.world.ground.containers
+    for name in containers.running():
+        containers.execute(name, "touch /tmp/go", timeout_s=30)
 
 
 def starts_and_left(truth: Control, run_id: str) -> tuple[int, Sequence[str]]:

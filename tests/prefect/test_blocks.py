@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from fake_server.server import FakeServer
-from gpujobs import prefect_api
+from gpujobs import controller, prefect_api
 from gpujobs.errors import BadInput
 from gpujobs.prefect_blocks import PrefectBlocks
 from gpujobs.settings import Account, Settings
 from tests.cloud import Control, recipe_for
-from tests.prefect.desk import Desk, starts_and_left
+from tests.prefect.desk import Desk, end_host, starts_and_left, until
 from tests.test_notify import Receiver
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("prefect-blocks")]
@@ -68,8 +69,18 @@ def found(desk: Desk) -> Settings:
 
 
 def test_every_host_makes_the_kinds_of_blocks_known(desk: Desk) -> None:
-    for kind in ("autodl-credentials", "matrixdc-credentials", "gpujobs-notification"):
+    """To a server that does not have gpujobs installed: ours, which has, would find them by itself as it starts."""
+    for kind in ("autodl-credentials", "gpujobs-notification"):
         assert desk.ask("GET", f"/block_types/slug/{kind}")["description"]
+    unknown = desk.ask("GET", "/block_types/slug/matrixdc-credentials")["id"]
+    desk.ask("DELETE", f"/block_types/{unknown}")
+    end_host(desk, signal.SIGTERM)
+    controller.up(desk.settings)
+    until(lambda: "matrixdc-credentials" in kinds(desk), within_s=60)
+
+
+def kinds(desk: Desk) -> list[str]:
+    return [kind["slug"] for kind in desk.ask("POST", "/block_types/filter", {})]
 
 
 def test_prefects_own_command_registers_them_too(desk: Desk) -> None:

@@ -1,5 +1,6 @@
 """Cancel in the UI at each phase, on both clouds, by the call that the UI makes; the fake's ledger is the judge."""
 
+import asyncio
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,15 +10,19 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
+from prefect.client.orchestration import PrefectClient
 
 from fake_server.server import FakeServer
 from gpujobs.backends import load
 from gpujobs.clock import SystemClock
 from gpujobs.errors import BadInput
+from gpujobs.ledger_rows import ENDED
 from gpujobs.prefect_api import run_id_of
 from gpujobs.recipe import Recipe
+from gpujobs.worker_deleted import Deleted
 from tests.cloud import BACKENDS, Control, recipe_for
 from tests.prefect.desk import Desk, starts_and_left, until
 
@@ -191,3 +196,40 @@ def test_cancel_of_a_run_that_nobody_has_taken_is_the_end_of_it(desk: Desk, trut
     desk.ask("POST", f"/flow_runs/{flow_run_id}/set_state", UI_CANCEL)
     assert desk.ended(flow_run_id)[0] == "CANCELLED"
     assert starts_and_left(truth, run_id_of(flow_run_id)) == (0, [])
+
+
+def test_deletion_of_a_running_flow_run_cancels_the_run_and_no_other(desk: Desk, truth: Control) -> None:
+    deleted, kept = (desk.submit(SLEEPS, **OUTPUT) for _ in range(2))
+    for run_id, _ in (deleted, kept):
+        desk.wrote(run_id, "begun")
+    desk.ask("DELETE", f"/flow_runs/{deleted[1]}")
+    assert_cancelled_as_deleted(desk, truth, deleted[0])
+    assert desk.run(kept[0]).state == "running"
+    desk.ask("DELETE", f"/flow_runs/{kept[1]}")  # all that run, at one blow, are deleted as well
+    assert_cancelled_as_deleted(desk, truth, kept[0])
+
+
+def assert_cancelled_as_deleted(desk: Desk, truth: Control, run_id: str) -> None:
+    until(lambda: desk.run(run_id).state in ENDED, within_s=180)
+    assert desk.run(run_id).error == f"run {run_id} was cancelled: its flow run was deleted in Prefect"
+    assert starts_and_left(truth, run_id) == (1, [])
+    assert (desk.settings.runs / run_id / "outputs" / "kept").read_text() == "saved\n"
+
+
+def test_flow_run_counts_as_deleted_at_the_second_look_and_never_where_the_server_has_not_known_it(desk: Desk) -> None:
+    """A server that knows nothing of a run may have another database, or a new one: that is no reason to end a job."""
+    flow = desk.ask("POST", "/flows/", {"name": "somebodys"})["id"]
+    deleted, there = (UUID(desk.ask("POST", "/flow_runs/", {"flow_id": flow})["id"]) for _ in range(2))
+
+    async def look() -> None:
+        async with PrefectClient(desk.api) as client:
+            looks = Deleted(client)
+            while not await looks.among([deleted]):  # noqa: ASYNC110 - the server writes its events down some s late
+                await asyncio.sleep(0.5)
+            again, turns = Deleted(client), [deleted, there, uuid4()]
+            assert [await again.among(turns) for _ in range(3)] == [set(), {deleted}, {deleted}]
+            assert await again.among([there]) == set()
+            assert await again.among([deleted]) == set()  # it was not seen at the turn before
+
+    desk.ask("DELETE", f"/flow_runs/{deleted}")
+    asyncio.run(asyncio.wait_for(look(), 120))

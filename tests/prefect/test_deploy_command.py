@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.prefect.desk import Desk
+from gpujobs.prefect_api import run_id_of
+from tests.cloud import Control
+from tests.prefect.desk import Desk, starts_and_left
 
 pytestmark = [pytest.mark.xdist_group("deploy"), pytest.mark.timeout(600)]
 
@@ -65,6 +67,32 @@ def test_a_folder_of_recipes(desk: Desk, folder: Path) -> None:
     assert made[0]["url"] == f"{desk.api.removesuffix('/api')}/deployments/deployment/{found['id']}"
     again = command(folder, "--all", ".", "--json", PREFECT_API_URL=desk.api)
     assert [one["made"] for one in json.loads(again.stdout)["deployments"]] == ["unchanged"] * 2
+
+
+def test_deployment_on_a_pool_of_processes_is_run_to_its_end_by_prefects_own_worker(
+    desk: Desk, truth: Control, folder: Path
+) -> None:
+    desk.ask("POST", "/work_pools/", {"name": "cli-processes", "type": "process"})
+    words = ("one.yaml", "--name", "cli-process", "--pool", "cli-processes", "--json")
+    done = command(folder, *words, PREFECT_API_URL=desk.api)
+    assert done.returncode == 0, done.stderr
+    [deployment] = json.loads(done.stdout)["deployments"]
+    made = desk.ask("POST", f"/deployments/{deployment['id']}/create_flow_run", {"parameters": {}})
+    worker = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process", "--pool", "cli-processes"]
+    home = str(desk.settings.home / "prefect-cli")
+    environment = {**os.environ, "PREFECT_API_URL": desk.api, "PREFECT_HOME": home}
+    process = subprocess.Popen(worker, cwd=folder, env=environment, stdin=subprocess.DEVNULL)
+    try:
+        assert desk.ended(made["id"], within_s=240)[0] == "COMPLETED"
+    finally:
+        process.kill()
+        process.wait()
+    run_id = run_id_of(made["id"])
+    assert desk.ask("GET", f"/flow_runs/{made['id']}")["infrastructure_pid"]
+    assert (desk.settings.runs / run_id / "output.log").read_text() == "0.1\n"
+    assert starts_and_left(truth, run_id) == (1, [])
+    desk.ask("DELETE", f"/deployments/{deployment['id']}")
+    desk.ask("DELETE", "/work_pools/cli-processes")
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,16 @@ from gpujobs import prefect_api
 from gpujobs.clock import SystemClock
 from gpujobs.errors import BadInput
 from gpujobs.worker_slots import LeasedSlots
+from tests.clocks import ManualClock
 from tests.cloud import Control
-from tests.prefect.desk import starts_and_left, until
+from tests.prefect.desk import UNTIL_TOLD, let_go, starts_and_left, until
 from tests.prefect.site import FixedDesk, Site, opened
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.xdist_group("limits")]
 GPU = "RTX 4090"
 LIMIT = f"gpujobs:{GPU}"
-UNTIL_TOLD = "echo begun; while [ ! -e /tmp/go ]; do sleep 0.2; done"
+TAKEN = f"all places of the team's limit {LIMIT} are taken"
+NOBODY = "http://127.0.0.1:9/api"
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +64,13 @@ def slots(desk: FixedDesk, tmp_path: Path) -> LeasedSlots:
     return LeasedSlots(desk.api, desk.ledger, tmp_path / "leases.json", driver="here", clock=SystemClock())
 
 
-def let_go(truth: Control) -> None:
-    containers = truth.fake.world.ground.containers
-    for name in containers.running():
-        containers.execute(name, "touch /tmp/go", timeout_s=30)
+def driven_here(desk: FixedDesk) -> str:
+    """A run that is over, made to look as if we drove it: the host leaves it alone."""
+    run_id, flow_run_id = desk.submit("true")
+    desk.ended(flow_run_id)
+    until(lambda: desk.ledger.claim_run(run_id, "here", lease_s=600, now=desk.now()))
+    desk.ledger.update_run(run_id, state="running")
+    return run_id
 
 
 def test_serve_sets_the_pools_limit(desk: FixedDesk) -> None:
@@ -124,9 +129,7 @@ def test_place_is_held_while_server_and_host_are_killed_and_the_job_lives(
 
 @pytest.mark.usefixtures("one_place")
 def test_lost_lease_is_taken_again(desk: FixedDesk, slots: LeasedSlots) -> None:
-    run_id, flow_run_id = desk.submit("true")
-    desk.ended(flow_run_id)
-    desk.ledger.update_run(run_id, state="running")
+    run_id = driven_here(desk)
     assert slots.take(run_id, GPU, 1) == ""
     [lease] = [hold.lease for hold in slots._holds.values()]
     assert lease
@@ -149,6 +152,51 @@ def test_more_gpus_than_the_limit_has_are_told_of(desk: FixedDesk, slots: Leased
 def test_without_a_limit_of_that_name_there_is_nothing_to_hold_or_renew(slots: LeasedSlots) -> None:
     assert slots.take("0123456789", "H800", 8) == ""
     assert [hold.lease for hold in slots._holds.values()] == [""]
+
+
+@pytest.mark.usefixtures("one_place")
+def test_limit_that_is_used_up_is_asked_for_again_only_some_moments_later(desk: FixedDesk, tmp_path: Path) -> None:
+    clock = ManualClock()
+    slots = LeasedSlots(desk.api, desk.ledger, tmp_path / "leases.json", driver="here", clock=clock)
+    elsewhere = prefect_api.take_lease(desk.api, LIMIT, 1, lease_s=600)
+    assert slots.take("0123456789", GPU, 1) == TAKEN
+    prefect_api.end_lease(desk.api, str(elsewhere))
+    assert slots.take("0123456789", GPU, 1) == TAKEN
+    clock.advance(3.1)
+    assert slots.take("0123456789", GPU, 1) == ""
+    slots.give_back("0123456789")
+
+
+@pytest.mark.usefixtures("one_place")
+def test_places_of_a_run_that_another_host_drives_are_its_own_to_hold(desk: FixedDesk, slots: LeasedSlots) -> None:
+    run_id = driven_here(desk)
+    assert slots.take(run_id, GPU, 1) == ""
+    desk.ledger.update_run(run_id, state="succeeded")  # for the moment in which nobody drives it
+    desk.ledger.release_claim(run_id, "here")
+    desk.ledger.claim_run(run_id, "there", lease_s=600, now=desk.now())
+    desk.ledger.update_run(run_id, state="running")
+    slots.tend()
+    assert taken(desk) == 0
+    desk.ledger.update_run(run_id, state="succeeded")
+
+
+@pytest.mark.usefixtures("one_place")
+def test_server_that_is_away_is_told_later_what_was_given_back(desk: FixedDesk, slots: LeasedSlots) -> None:
+    assert slots.take("0123456789", GPU, 1) == ""
+    slots._api = NOBODY
+    slots.give_back("0123456789")
+    slots._api = desk.api
+    assert taken(desk) == 1
+    slots.tend()
+    assert taken(desk) == 0
+
+
+def test_where_the_server_is_away_only_a_limit_that_was_never_there_holds_nobody_up(slots: LeasedSlots) -> None:
+    assert slots.take("0123456789", "H800", 8) == ""
+    slots.give_back("0123456789")
+    slots._api = NOBODY
+    assert slots.take("0123456789", "H800", 8) == ""
+    assert slots.take("9876543210", GPU, 1).startswith(f"{LIMIT} could not be asked for: ")
 
 
 def test_suspension_is_undone_and_the_run_goes_on(desk: FixedDesk, truth: Control) -> None:

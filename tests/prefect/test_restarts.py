@@ -15,7 +15,7 @@ from gpujobs.lifecycle import execute, new_run_id, open_run
 from gpujobs.settings import Settings
 from gpujobs.worker_upkeep import taken_by
 from tests.cloud import Control, Memory, recipe_for
-from tests.prefect.desk import Desk, starts_and_left, until
+from tests.prefect.desk import UNTIL_TOLD, Desk, end_host, let_go, starts_and_left, until
 
 
 @pytest.fixture(autouse=True)
@@ -23,12 +23,6 @@ def _up_again(desk: Desk) -> Iterator[None]:
     """Leave a controller to the next test."""
     yield
     controller.up(desk.settings)
-
-
-def end_host(desk: Desk, number: signal.Signals) -> None:
-    found = desk.controller()
-    os.kill(found.worker_pid, number)
-    until(lambda: not process.alive(found.worker_pid, found.worker_started), within_s=60)
 
 
 def running_job(desk: Desk) -> tuple[str, str]:
@@ -58,14 +52,33 @@ def test_host_that_ends_leaves_the_job_which_the_next_host_brings_to_its_end(
     assert_once(desk, truth, run_id)
 
 
-def test_cancel_while_no_host_lives_is_done_by_the_next(desk: Desk, truth: Control) -> None:
-    run_id, flow_run_id = running_job(desk)
+def test_cancel_or_deletion_while_no_host_lives_is_done_by_the_next(desk: Desk, truth: Control) -> None:
+    (run_id, flow_run_id), deleted = (desk.submit("echo begun; exec sleep 600") for _ in range(2))
+    for one in (run_id, deleted[0]):
+        desk.wrote(one, "begun")
     end_host(desk, signal.SIGKILL)
     prefect_api.cancel(desk.api, flow_run_id)
+    desk.ask("DELETE", f"/flow_runs/{deleted[1]}")
     controller.up(desk.settings)
     assert desk.ended(flow_run_id)[0] == "CANCELLED"
-    assert desk.run(run_id).state == "cancelled"
-    assert starts_and_left(truth, run_id) == (1, [])
+    until(lambda: desk.run(deleted[0]).state == "cancelled", within_s=180)
+    for one in (run_id, deleted[0]):
+        assert desk.run(one).state == "cancelled"
+        assert starts_and_left(truth, one) == (1, [])
+
+
+def test_end_that_came_while_no_host_lived_is_told_by_the_next(desk: Desk, truth: Control) -> None:
+    run_id, flow_run_id = desk.submit(f"{UNTIL_TOLD}; echo over")
+    desk.wrote(run_id, "begun")
+    end_host(desk, signal.SIGKILL)
+    let_go(truth)
+    desk.ledger.release_claim(run_id, desk.run(run_id).driver)  # as if its lease had run out
+    with Host.open(desk.settings) as host:  # as `gpujobs resume` does
+        assert execute(host, run_id, stop=StopToken(), reporter=Memory()).state == "succeeded"
+    assert prefect_api.flow_run_state(desk.api, flow_run_id)[0] == "RUNNING"
+    controller.up(desk.settings)
+    assert desk.ended(flow_run_id)[0] == "COMPLETED"
+    assert_once(desk, truth, run_id)
 
 
 def test_run_that_a_dead_host_had_only_taken_is_begun_by_the_next(desk: Desk, truth: Control) -> None:

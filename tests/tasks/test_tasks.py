@@ -1,0 +1,184 @@
+"""The tasks of a recipe are one run with one bill: each is done, told of, and done again where its machine was lost."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gpujobs import fleet_run
+from gpujobs.cli.tasks import failed_tasks
+from gpujobs.clock import StopToken
+from gpujobs.errors import BadInput, Busy
+from gpujobs.host import Host
+from gpujobs.ledger_rows import TaskRecord
+from gpujobs.lifecycle import Outcome, execute, new_run_id, open_run
+from gpujobs.recipe import Recipe
+from tests.clocks import REAL_LIMIT_S, eventually
+from tests.cloud import Control, Memory, recipe_for
+from tests.conftest import QUICK
+from tests.ledger_values import a_run
+
+HOLD = "[ $GPUJOBS_TASK_INDEX = 0 ] || sleep 6000"
+
+
+def run(host: Host, recipe: Recipe) -> Outcome:
+    run_id = new_run_id()
+    open_run(host, recipe, run_id=run_id)
+    return execute(host, run_id, stop=StopToken(), reporter=Memory())
+
+
+@contextmanager
+def running(host: Host, recipe: Recipe, stop: StopToken) -> Iterator[tuple[str, list[Outcome]]]:
+    """Give the id of a run that a thread drives, and where its outcome will be; waits for it at the end."""
+    run_id, ended = new_run_id(), list[Outcome]()
+    open_run(host, recipe, run_id=run_id)
+    thread = threading.Thread(
+        target=lambda: ended.append(execute(host, run_id, stop=stop, reporter=Memory())), daemon=True
+    )
+    thread.start()
+    yield run_id, ended
+    thread.join(2 * REAL_LIMIT_S)
+    assert ended, "the run has not ended"
+
+
+def states(host: Host, run_id: str) -> list[str]:
+    return [row.state for row in host.ledger.tasks(run_id)]
+
+
+def test_each_combination_runs_by_itself_and_all_have_one_bill(host: Host, control: Control, tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "metrics.json").write_text('{"stale": 1}')
+    recipe = recipe_for(
+        "autodl",
+        workdir=str(tmp_path / "src"),
+        envs={"KEPT": "yes"},
+        setup="echo once >prepared",
+        matrix={"WORD": ["a b", "it's $HOME"], "N": [1, 2]},
+        concurrency=2,
+        run="""
+            [ ! -e mine ] && touch mine && cat prepared && [ "$KEPT" = yes ]
+            mkdir out && printf %s "$WORD" >out/word
+            [ "$N" = 2 ] || echo "{\\"n\\": $N, \\"bad\\": NaN, \\"deep\\": {}}" >metrics.json
+            [ "$N$WORD" != "2a b" ] || exit 3
+            echo "task $GPUJOBS_TASK_INDEX of $GPUJOBS_TASK_COUNT"
+        """,
+        outputs={"result": "out"},
+    )
+    outcome = run(host, recipe)
+    assert (outcome.state, outcome.exit_code) == ("failed", 1)
+    assert "1 of 4 tasks did not succeed (1)" in outcome.error
+    rows = host.ledger.tasks(outcome.run_id)
+    assert [(row.state, row.exit_code, row.tries, row.metrics, row.error) for row in rows] == [
+        ("succeeded", 0, 1, '{"n": 1}', ""),
+        ("failed", 3, 1, "{}", "the command ended with exit code 3"),
+        ("succeeded", 0, 1, '{"n": 1}', ""),
+        ("succeeded", 0, 1, "{}", ""),
+    ]
+    assert json.loads(rows[3].parameters) == {"WORD": "it's $HOME", "N": "2"}
+    assert all(row.began_at and row.ended_at and row.began_at <= row.ended_at for row in rows)
+    homes = [outcome.outputs[f"task-{number}"] for number in range(4)]
+    assert [(home / "result" / "word").read_text() for home in homes] == ["a b", "a b", "it's $HOME", "it's $HOME"]
+    assert (homes[2] / "output.log").read_bytes() == b"once\ntask 2 of 4\n"
+    assert {b"[2] once", b"[2] task 2 of 4", b"[1] once"} <= set(outcome.log.read_bytes().splitlines())
+    assert {row.machine for row in rows} <= {one["name"] for one in control.machines()}
+    assert outcome.cost_cny == pytest.approx(sum(bill.cost_cny or 0 for bill in host.ledger.bills(outcome.run_id)))
+    assert (len(control.machines()) <= 2, control.left()) == (True, [])
+
+    again = failed_tasks(host.ledger, host.ledger.get_run(outcome.run_id))
+    assert (again.only_tasks, again.machines_at_once) == ([1], 1)
+    second = run(
+        host, again.model_copy(update={"run": "echo task $GPUJOBS_TASK_INDEX of $GPUJOBS_TASK_COUNT; mkdir out"})
+    )
+    assert (second.state, states(host, second.run_id)) == ("succeeded", ["succeeded"])
+    assert (second.outputs["task-1"] / "output.log").read_bytes() == b"task 1 of 4\n"
+    assert control.left() == []
+
+
+def test_a_task_ends_as_its_command_does_and_the_others_go_on(host: Host, control: Control) -> None:
+    modes = ["exit 0", "kill -9 $$", "rm kept", "sleep 6000 & exit 0", "seq 1 20000 | tail -c 90000; printf end"]
+    recipe = recipe_for(
+        "matrixdc", tasks=[{"MODE": mode} for mode in modes], run='touch kept; eval "$MODE"', outputs={"kept": "kept"}
+    )
+    outcome = run(host, recipe)
+    rows = host.ledger.tasks(outcome.run_id)
+    assert [(row.state, row.exit_code, row.error) for row in rows] == [
+        ("succeeded", 0, ""),
+        ("failed", 137, "the command was killed by signal 9"),
+        ("failed", 0, "outputs that the command did not write: kept"),
+        ("succeeded", 0, ""),
+        ("succeeded", 0, ""),
+    ]
+    wrote = (outcome.outputs["task-4"] / "output.log").read_bytes()
+    assert (len(wrote), wrote[-9:]) == (90003, b"20000\nend")
+    told = [line for line in outcome.log.read_bytes().splitlines() if line.startswith(b"[4] ")]
+    assert b"\n".join(line.removeprefix(b"[4] ") for line in told) == wrote
+    assert (len(control.machines()), control.left()) == (1, [])
+
+
+def test_the_tasks_of_a_lost_machine_go_again_elsewhere(host: Host, control: Control) -> None:
+    host.timing = replace(QUICK, lost_s=8.0)
+    control.ask("POST", "faults", {"kind": "dies_mid_run", "seconds": 5000, "count": 1})
+    recipe = recipe_for("matrixdc", tasks=3, run="case $GPUJOBS_MACHINE-$GPUJOBS_TASK_INDEX in *-1-1) sleep 6000; esac")
+    with running(host, recipe, StopToken()) as (run_id, ended):
+        eventually(lambda: states(host, run_id)[:2] == ["succeeded", "running"], what="the second task is at work")
+        control.ask("POST", "clock", {"advance": 5001})
+    assert (ended[0].state, states(host, run_id)) == ("succeeded", ["succeeded"] * 3)
+    rows = host.ledger.tasks(run_id)
+    assert [(row.machine.rpartition("-")[2], row.tries) for row in rows] == [("1", 1), ("2", 2), ("2", 1)]
+    assert (len(control.machines()), control.left()) == (2, [])
+
+
+def test_a_cancel_ends_the_tasks_that_are_left(host: Host, control: Control) -> None:
+    with running(host, recipe_for("autodl", tasks=3, run=HOLD), StopToken()) as (run_id, ended):
+        eventually(lambda: states(host, run_id)[:2] == ["succeeded", "running"], what="the second task is at work")
+        host.ledger.request_cancel(run_id, host.clock.now())
+    assert (ended[0].state, ended[0].exit_code) == ("cancelled", 4)
+    assert states(host, run_id) == ["succeeded", "cancelled", "cancelled"]
+    assert (len(control.machines()), control.left()) == (1, [])
+
+
+def test_the_budget_is_for_all_tasks_together(host: Host, control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    spent = 0.0
+    monkeypatch.setattr(fleet_run, "spent_cny", lambda *_: spent)
+    with running(host, recipe_for("matrixdc", tasks=3, run=HOLD, budget=5.0), StopToken()) as (run_id, ended):
+        eventually(lambda: states(host, run_id)[:2] == ["succeeded", "running"], what="the second task is at work")
+        spent = 5.0
+    assert (ended[0].state, ended[0].exit_code) == ("failed", 5)
+    assert "budget of 5.00 CNY" in ended[0].error
+    assert states(host, run_id) == ["succeeded", "cancelled", "cancelled"]
+    assert control.left() == []
+
+
+def test_who_takes_up_the_run_of_a_dead_process_does_only_what_is_left(host: Host, control: Control) -> None:
+    stop = StopToken()
+    recipe = recipe_for("matrixdc", tasks=3, run="case $GPUJOBS_MACHINE-$GPUJOBS_TASK_INDEX in *-1-1) sleep 6000; esac")
+    with running(host, recipe, stop) as (run_id, ended):
+        eventually(lambda: states(host, run_id)[:2] == ["succeeded", "running"], what="the second task is at work")
+        stop.stop(Busy("another has it"))
+    assert (ended[0].state, len(control.alive())) == ("running", 1)
+    assert states(host, run_id) == ["succeeded", "running", "waiting"]
+    outcome = execute(host, run_id, stop=StopToken(), reporter=Memory())
+    assert (outcome.state, states(host, run_id)) == ("succeeded", ["succeeded"] * 3)
+    assert [row.machine.rpartition("-")[2] for row in host.ledger.tasks(run_id)] == ["1", "2", "2"]
+    assert (len(control.machines()), control.left()) == (2, [])
+
+
+@pytest.mark.parametrize(
+    ("parts", "state", "done", "words"),
+    [
+        ({}, "failed", [], "has no tasks, only one job; submit its recipe again"),
+        ({"tasks": 2}, "running", [0], "is not over; wait for it, or stop it: gpujobs cancel k3x9"),
+        ({"tasks": 2}, "succeeded", [0, 1], "all 2 tasks of run k3x9 .* succeeded; there is nothing to do again"),
+    ],
+)
+def test_a_run_with_nothing_to_do_again_is_refused(
+    host: Host, parts: dict[str, int], state: str, done: list[int], words: str
+) -> None:
+    host.ledger.add_run(a_run(state=state, recipe_json=recipe_for("autodl", **parts).model_dump_json()))
+    host.ledger.add_tasks([TaskRecord(run_id="k3x9", number=number, state="succeeded") for number in done])
+    with pytest.raises(BadInput, match=words):
+        failed_tasks(host.ledger, host.ledger.get_run("k3x9"))
