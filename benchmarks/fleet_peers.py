@@ -57,7 +57,10 @@ def parsl() -> Iterator[Submit]:
     from parsl.providers import LocalProvider  # noqa: PLC0415 - no other peer has it
 
     workers = HighThroughputExecutor(
-        address="127.0.0.1", max_workers_per_node=WORKERS, provider=LocalProvider(init_blocks=1, max_blocks=1)
+        address="127.0.0.1",
+        cores_per_worker=0.1,
+        max_workers_per_node=WORKERS,
+        provider=LocalProvider(init_blocks=1, max_blocks=1),
     )
     with library.load(Config(executors=[workers], usage_tracking=0)):
         apps: dict[Any, Any] = {}
