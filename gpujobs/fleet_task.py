@@ -5,12 +5,13 @@ import os
 import shutil
 import struct
 import tempfile
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, cast
 
 from gpujobs.call_files import Call, pack
 from gpujobs.call_outcome import Wanted, result_in
@@ -18,7 +19,6 @@ from gpujobs.call_source import Source
 from gpujobs.errors import BadResult, JobFailed, KilledRemotely, OutOfMemory, RemoteFailure
 from gpujobs.settings import private_folder, private_opener
 
-_R = TypeVar("_R")
 _HEAD = struct.Struct(">IQ")  # as remote/slot.py reads it
 _SMALL_BYTES = 2**16  # what is larger waits on the disk, so that a long queue costs little memory
 _PIECE_BYTES = 2**18
@@ -37,10 +37,12 @@ class Part:
     end: int | None
 
 
-class TaskFuture(Future[_R]):
-    """A task's future, which knows where the task's output is."""
+_parts: "weakref.WeakKeyDictionary[Future[Any], Part]" = weakref.WeakKeyDictionary()
 
-    part: Part | None = None  # none before it was begun
+
+def part_of(future: Future[Any]) -> Part | None:
+    """Say where the output of a fleet's task is, by its future; None before it was begun."""
+    return _parts.get(future)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -48,7 +50,7 @@ class Task:
     """A call that waits, or is at a machine; `content` is what a slot reads, or the path of a file with it."""
 
     number: int
-    future: TaskFuture[Any]
+    future: Future[Any]
     wanted: Wanted
     content: bytes | Path
     size: int
@@ -62,6 +64,10 @@ class Task:
         with self.content.open("rb") as file:
             while piece := file.read(_PIECE_BYTES):
                 yield piece
+
+    def wrote(self, part: Part) -> None:
+        """Take note of where its output is."""
+        _parts[self.future] = part
 
     def drop(self) -> None:
         """Let go of the content: it is not sent again."""
