@@ -1,9 +1,10 @@
 """One task's part of a machine's log, told as it comes."""
 
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from gpujobs.fleet_task import Part, TaskFuture
+from gpujobs.fleet_task import Part, part_of
 from gpujobs.models import Reporter
 from gpujobs.run_folder import attempt_log
 
@@ -13,7 +14,7 @@ _PIECE_BYTES = 2**20
 class Tail:
     """Reads what a task of a fleet writes, from the log of the machine that it is at, and passes it on."""
 
-    def __init__(self, folder: Path, future: TaskFuture[Any], reporter: Reporter) -> None:
+    def __init__(self, folder: Path, future: Future[Any], reporter: Reporter) -> None:
         """Have read nothing; `folder` is the fleet's run's."""
         self._folder, self._future, self._reporter = folder, future, reporter
         self._attempt, self._at = 0, 0
@@ -21,12 +22,12 @@ class Tail:
     @property
     def whole(self) -> bool:
         """Whether all that the task wrote was passed on, as far as is known."""
-        part = self._future.part
+        part = part_of(self._future)
         return part is None or (part.end is not None and part.attempt == self._attempt and self._at >= part.end)
 
     def look(self) -> None:
         """Pass on what has come since."""
-        part = self._future.part
+        part = part_of(self._future)
         if part is None:
             return
         if part.attempt != self._attempt:  # the machine was lost, and the task went to another

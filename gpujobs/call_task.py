@@ -24,6 +24,7 @@ from gpujobs.call_page import Told, tell
 from gpujobs.call_tail import Tail
 from gpujobs.errors import BadInput
 from gpujobs.fleet import Fleet
+from gpujobs.fleet_task import part_of
 from gpujobs.flow import SEAT
 from gpujobs.flow_log import Logger, RunLog
 from gpujobs.models import Reporter
@@ -166,7 +167,8 @@ class Crew:
             raise
         finally:
             log.flush(force=True)
-        tell(self._fleet.run_id, function.__name__, value, attempt=future.part.attempt if future.part else None)
+        part = part_of(future)
+        tell(self._fleet.run_id, function.__name__, value, attempt=part.attempt if part else None)
         return value
 
     def _come(self, task_run_id: UUID) -> None:

@@ -3,7 +3,7 @@
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, Executor
+from concurrent.futures import BrokenExecutor, Executor, Future
 from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
@@ -20,7 +20,6 @@ from gpujobs.call_source import Source, find_any
 from gpujobs.errors import BadInput
 from gpujobs.fleet_call import CallTask, pack_task
 from gpujobs.fleet_program import FleetRun
-from gpujobs.fleet_task import TaskFuture
 from gpujobs.ledger import open_ledger
 from gpujobs.models import Reporter
 from gpujobs.recipe import Recipe
@@ -98,7 +97,7 @@ class Fleet(Executor):
         log = self._run.folder.log
         return log.read_text("utf-8", "replace") if log.exists() else ""
 
-    def submit(self, fn: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> TaskFuture[_R]:
+    def submit(self, fn: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_R]:
         """Queue a call; what cannot be sent is the future's exception (BadInput).
 
         Raises:
@@ -153,13 +152,13 @@ class Fleet(Executor):
             self.cancel()
         self.shutdown(wait=True)
 
-    def _submitted(self, fn: Callable[..., Any], call: Call, *, chunk: bool) -> TaskFuture[Any]:
+    def _submitted(self, fn: Callable[..., Any], call: Call, *, chunk: bool) -> Future[Any]:
         if isinstance(fn, _Chunk):
             fn, chunk = fn.function, True
             call = Call(function=fn, args=call.args[0], kwargs={})
         inner = getattr(fn, "__wrapped__", fn) if hasattr(fn, "wanted") else fn
         wanted = self._wanted(fn, inner)
-        future: TaskFuture[Any] = TaskFuture()
+        future: Future[Any] = Future()
         try:
             source = self._source(inner)
             with self._lock:

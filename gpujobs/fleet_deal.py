@@ -270,7 +270,7 @@ class Dealer:
             with file:
                 part = part_told(link.name, file.read())
             if number in link.tasks:
-                link.tasks[number].future.part = part
+                link.tasks[number].wrote(part)
             return
         link.put(b"a", number)
         task = link.tasks.pop(number, None)

@@ -1,17 +1,17 @@
 """One task of a fleet, as those see it who deal it out: bytes that a slot reads, and a future that ends."""
 
 import json
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 from gpujobs.errors import BadResult, JobFailed, KilledRemotely, OutOfMemory, RemoteFailure
 
-_R = TypeVar("_R")
 _PIECE_BYTES = 2**18
 _COUNTS = {str(value): value for value in range(256)} | {"False": 0, "True": 1}  # what a process can end with
 
@@ -28,10 +28,12 @@ class Part:
     end: int | None
 
 
-class TaskFuture(Future[_R]):
-    """A task's future, which knows where the task's output is."""
+_parts: "weakref.WeakKeyDictionary[Future[Any], Part]" = weakref.WeakKeyDictionary()
 
-    part: Part | None = None  # none before it was begun
+
+def part_of(future: Future[Any]) -> Part | None:
+    """Say where the output of a fleet's task is, by its future; None before it was begun."""
+    return _parts.get(future)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -39,7 +41,7 @@ class Task(ABC):
     """Some work that waits, or is at a machine; `content` is what a slot reads, or the path of a file with it."""
 
     number: int
-    future: TaskFuture[Any]
+    future: Future[Any]
     content: bytes | Path
     size: int
     tries: int = 0
@@ -52,6 +54,10 @@ class Task(ABC):
         with self.content.open("rb") as file:
             while piece := file.read(_PIECE_BYTES):
                 yield piece
+
+    def wrote(self, part: Part) -> None:
+        """Take note of where its output is."""
+        _parts[self.future] = part
 
     def drop(self) -> None:
         """Let go of the content: it is not sent again."""

@@ -3,13 +3,13 @@
 import json
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
 from gpujobs.errors import GpujobsError, JobFailed, MachineLost
 from gpujobs.fleet_run import Crew, Log
 from gpujobs.fleet_script import foreman_script
-from gpujobs.fleet_task import TaskFuture
 from gpujobs.ledger_rows import ENDED, TaskRecord
 from gpujobs.recipe import Recipe
 from gpujobs.remote import IN_WORKDIR, cell_files
@@ -96,7 +96,7 @@ def _cells(job: Job, clerk: Clerk) -> Sequence[Cell]:
             ours = {"GPUJOBS_TASK_INDEX": str(row.number), "GPUJOBS_TASK_COUNT": str(count)}
             envs = {**json.loads(row.parameters), **ours}
             content = json.dumps({"envs": envs, "outputs": job.recipe.outputs}).encode()
-            found.append(Cell(number=row.number, future=TaskFuture(), content=content, size=len(content), clerk=clerk))
+            found.append(Cell(number=row.number, future=Future(), content=content, size=len(content), clerk=clerk))
             clerk.waits(row.number)
     return found
 
