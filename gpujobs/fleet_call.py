@@ -29,7 +29,8 @@ class CallTask(Task):
     def finish(self, outcome: BinaryIO) -> None:
         """End the future with what a slot left."""
         try:
-            value = result_in(outcome, self.wanted)
+            with outcome:
+                value = result_in(outcome, self.wanted)
         except Exception as error:  # noqa: BLE001 - a future's exception is whatever came
             self.fail(error)
         else:

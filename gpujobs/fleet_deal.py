@@ -279,11 +279,11 @@ class Dealer:
             return
 
         def end() -> None:
+            if letter == b"r":
+                task.finish(file)
+                return
             with file:
-                if letter == b"r":
-                    task.finish(file)
-                else:
-                    task.fail(death(file.read()))
+                task.fail(death(file.read()))
 
         ended.append(end)
 

@@ -72,7 +72,7 @@ class Task(ABC):
 
     @abstractmethod
     def finish(self, outcome: BinaryIO) -> None:
-        """End the future with what a slot left."""
+        """End the future with what a slot left, and close that."""
 
     def fail(self, error: BaseException) -> None:
         """End the future with an exception, begun or not."""
