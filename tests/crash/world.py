@@ -33,7 +33,7 @@ from fake_server.wire import CUT
 from fake_server.world import World as FakeWorld
 from gpujobs import host as host_module
 from gpujobs import lifecycle, line, shell, transfer_place
-from gpujobs.backends import _http
+from gpujobs.backends import _autodl_stock, _http
 from gpujobs.host import Host, Timing
 from gpujobs.ledger import Ledger, open_ledger
 from gpujobs.models import Access
@@ -295,7 +295,8 @@ def world_of(backend: str, folder: Path) -> Iterator[World]:
         patch.setattr(shell, "open_connection", world.connect)
         patch.setattr(line, "reachable", world.reachable)
         patch.setattr(host_module, "Watcher", InlineWatcher)
-        patch.setattr(concurrent.futures, "ThreadPoolExecutor", InlineExecutor)
+        for module in (concurrent.futures, _autodl_stock):
+            patch.setattr(module, "ThreadPoolExecutor", InlineExecutor)
         patch.setattr(transfer_place, "_lives", lambda _: False)  # a dead process has our own number here
         patch.setattr(ground, "Lanes", QueueLanes)
         patch.setattr(Timeline, "start", lambda _: None)
