@@ -213,9 +213,8 @@ def test_a_function_under_the_guard_is_told_where_to_stand(project: Any) -> None
 
 
 def test_what_is_sent_has_no_grammar_that_python_3_6_lacks() -> None:
-    assert (
-        len([ast.parse(path.read_text(), feature_version=(3, 6)) for path in SENT if path.name != "__init__.py"]) == 6
-    )
+    read = [path.name for path in SENT if ast.parse(path.read_text(), feature_version=(3, 6)).body]
+    assert {"call.py", "encode.py", "foreman.py", "relay.py", "slot.py", "cell.py"} <= set(read)
 
 
 # The scripts around it
