@@ -36,7 +36,7 @@ check: setup
 	$(RUN) lint-imports
 
 test: setup machine check
-	$(RUN) pytest -n 4 --dist loadgroup --durations=25 -m "not scale"
+	$(RUN) pytest -n 3 --dist loadgroup --durations=25 -m "not scale"
 	$(RUN) pytest -m scale
 
 audit: setup

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import Connection, CursorResult, Engine, Executable, Select, Table, select
+from sqlalchemy import Connection, CursorResult, Engine, Executable, Select, Table, event, select
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.sql.dml import Insert, Update
@@ -51,8 +51,9 @@ class Database:
         return other
 
     def close(self) -> None:
-        """Close every connection, and wake who waits for a server; idempotent."""
+        """Close every connection, one in use as it comes back, and wake who waits for a server; idempotent."""
         self._closed.set()
+        event.listen(self.engine.pool, "checkin", _hang_up)
         self.engine.dispose()
 
     @property
@@ -182,3 +183,7 @@ def _check(connection: Connection, hold: Hold, *, lock: bool) -> None:
     token = connection.scalar(query.with_for_update(key_share=True) if lock else query)
     if token != hold.token:
         raise Busy(f"run {hold.run_id} was taken over by another process; this one lets go of it")
+
+
+def _hang_up(_connection: Any, record: Any) -> None:
+    record.invalidate()

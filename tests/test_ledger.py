@@ -40,6 +40,17 @@ def rented(ledger: Ledger) -> Ledger:
     return ledger
 
 
+def test_a_connection_that_is_in_use_when_the_ledger_closes_is_closed_as_it_comes_back(url: str) -> None:
+    ledger = open_ledger(url)
+    with ledger._database.engine.connect() as connection:
+        raw = connection.connection.dbapi_connection
+        assert raw is not None
+        ledger.close()
+        assert connection.exec_driver_sql("SELECT 1").scalar() == 1
+    with pytest.raises(Exception, match="closed"):
+        raw.cursor()
+
+
 # Runs
 
 

@@ -13,6 +13,7 @@ from gpujobs.errors import Detached
 from gpujobs.host import Host
 from gpujobs.lifecycle import execute, new_run_id, open_run
 from gpujobs.settings import Settings
+from gpujobs.worker import worker_name
 from gpujobs.worker_upkeep import taken_by
 from tests.cloud import Control, Memory, recipe_for
 from tests.prefect.desk import UNTIL_TOLD, Desk, end_host, let_go, starts_and_left, until
@@ -84,9 +85,7 @@ def test_end_that_came_while_no_host_lived_is_told_by_the_next(desk: Desk, truth
 def test_run_that_a_dead_host_had_only_taken_is_begun_by_the_next(desk: Desk, truth: Control) -> None:
     end_host(desk, signal.SIGTERM)
     run_id, flow_run_id = desk.submit("echo hello")
-    name = desk.ask("GET", "/work_pools/gpujobs")["name"]
-    workers = desk.ask("POST", f"/work_pools/{name}/workers/filter", {})
-    taken = {"type": "PENDING", "message": taken_by(workers[0]["name"])}
+    taken = {"type": "PENDING", "message": taken_by(worker_name(desk.settings))}
     desk.ask("POST", f"/flow_runs/{flow_run_id}/set_state", {"state": taken})
     controller.up(desk.settings)
     assert desk.ended(flow_run_id)[0] == "COMPLETED"
