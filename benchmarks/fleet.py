@@ -39,9 +39,9 @@ def back(array: Any) -> Any:
     return array
 
 
-def meet(number: int) -> str:
+def meet(_number: int) -> str:
     """Wait for a second, so that another machine takes the next."""
-    time.sleep(1.0 + 0 * number)
+    time.sleep(1.0)
     return os.environ["GPUJOBS_MACHINE"]
 
 

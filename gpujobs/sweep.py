@@ -80,8 +80,7 @@ def of_machines(recipe: Recipe, files: Path | None = None) -> Recipe:
 def _write_files(folder: Path, recipe: Recipe) -> None:
     private_folder(folder)
     private_folder(folder / "out")
-    texts = {name: text for name, text in cell_files().items() if "/" not in name}
-    for name, text in {**texts, "run.sh": recipe.run}.items():
+    for name, text in {**cell_files(), "run.sh": recipe.run}.items():
         with open(folder / name, "w", encoding="utf-8", newline="", opener=private_opener) as file:
             file.write(text)
 
