@@ -123,6 +123,7 @@ class _Life:
     def __init__(self, job: Job) -> None:
         self._job, self._ledger, self._clock = job, job.host.ledger, job.host.clock
         self._attempt: Attempt | None = None
+        self._over: AttemptRow | None = None  # the attempt of a dead process that had come to its end
         self._choices: list[Choice] = []
         self._released = True
         self._pulled = False
@@ -158,7 +159,7 @@ class _Life:
     def _has_files(self) -> bool:
         if self._job.recipe.wanted_tasks:
             return bool(self._ledger.attempts(self._job.run.id))
-        return self._attempt is not None
+        return self._attempt is not None or self._over is not None
 
     def _check_reach(self, unfinished: list[AttemptRow]) -> None:
         """Let go of a run whose machine we have no credentials for now: it works on, and may be reached later."""
@@ -175,9 +176,27 @@ class _Life:
         failed: GpujobsError | None = None
         if unfinished:
             failed = yield from self._attempt_steps(unfinished[-1])
-        if not unfinished or (failed and self._goes_again(failed)) or self._was_never_made(unfinished, failed):
+            again = self._was_never_made(unfinished, failed)
+        else:
+            self._over = self._unreported()
+            failed = self._verdict_of(self._over) if self._over else None
+            again = self._over is None
+        rented = self._attempt is not None or self._over is not None
+        if again or (failed and self._goes_again(failed, rented=rented)):
             failed = yield from self._attempts_until_one_counts()
         return failed
+
+    def _unreported(self) -> AttemptRow | None:
+        """Give the attempt that had come to its end under a process which died before it said so of the run."""
+        rows = self._ledger.attempts(self._job.run.id)
+        return rows[-1] if rows and rows[-1].outcome and self._job.run.state == "running" else None
+
+    def _verdict_of(self, row: AttemptRow) -> GpujobsError | None:
+        """Give what an attempt of a dead process came to, and write that down: its work must not be done again."""
+        verdict, machine = _verdict(row), self._ledger.machine(row.name)
+        self._tries, self._released = 1, machine is None or not machine.alive
+        self._ledger.update_attempt(row.name, state="failed" if verdict else "succeeded", error=str(verdict or ""))
+        return verdict
 
     def _end_fleet(self, unfinished: list[AttemptRow], why: str) -> Generator[Step, None, GpujobsError | None]:
         """Release what a fleet had rented: its tasks were in the memory of the process that drove it."""
@@ -217,7 +236,7 @@ class _Life:
         while True:
             self._attempt, self._pulled = None, False
             failed = yield from self._attempt_steps(None)
-            if failed is None or not self._goes_again(failed):
+            if failed is None or not self._goes_again(failed, rented=self._attempt is not None):
                 return failed
             self._job.reporter.note(f"{failed}; trying again")
 
@@ -270,8 +289,10 @@ class _Life:
             if attempt.work_began and wanted:
                 error = yield from self._try(name, call)
                 trouble = trouble or (error if name != "keep" else None)
-        self._released = (yield from self._try("release", attempt.release)) is None
         verdict = failed or trouble
+        if trouble and not failed:  # whoever goes on after the release knows of it by this alone
+            attempt.settle(trouble)
+        self._released = (yield from self._try("release", attempt.release)) is None
         self._ledger.update_attempt(attempt.name, state="failed" if verdict else "succeeded", error=str(verdict or ""))
         return verdict
 
@@ -351,11 +372,11 @@ class _Life:
             getattr(self._attempt, phase)()
         self._pulled = phase == "pull"
 
-    def _goes_again(self, failed: GpujobsError) -> bool:
+    def _goes_again(self, failed: GpujobsError, *, rented: bool) -> bool:
         retry = self._job.recipe.retry
         if self._job.stop.stopped or self._tries >= retry.attempts:
             return False
-        if self._attempt is None:  # the plan has waited for stock; a create that came to nothing may be made anew
+        if not rented:  # the plan has waited for stock; a create that came to nothing may be made anew
             return isinstance(failed, Unavailable)
         name = next((name for kind, name in _RETRY_NAMES.items() if isinstance(failed, kind)), None)
         if name not in retry.on:

@@ -23,6 +23,7 @@ Progress = Callable[[int, int | None], object]  # bytes done, bytes in all (None
 
 READ_BYTES = 256 * 1024
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+_DRAFTS = ".gj-" + "[0-9a-f]" * 8  # a pattern of the machine's shell: what follows a file's name in those of its drafts
 TAR_SAW_A_CHANGE = 1  # GNU tar's exit code for "file changed as we read it"
 
 _PACK = r"""if tar --version 2>/dev/null | grep -q 'GNU tar'; then
@@ -72,6 +73,8 @@ def push_file(
 ) -> None:
     """Send one file; at `remote` there is either what was there before, or all of the new file with its hash checked.
 
+    What an earlier push to `remote` that was cut off left beside it is removed.
+
     Raises:
         BadInput: `local` cannot be read, or `remote` is a folder.
         TransferFailed: what arrived is not what was sent.
@@ -85,7 +88,8 @@ def push_file(
         source = _counted(_hashed(_pieces(local), hasher), progress, size)
         command = (
             f"! [ -d {target} ] || {{ echo 'it is a folder' >&2; exit 1; }}; umask 077; "
-            f'mkdir -p "$(dirname -- {target})" && tee {temporary} | {HASH} && wc -c <{temporary}'
+            f'mkdir -p "$(dirname -- {target})" && rm -f {target}{_DRAFTS} && '
+            f"tee {temporary} | {HASH} && wc -c <{temporary}"
         )
         sent = shell.stream_in(command, source, stop=stop).require(f"writing {remote}")
     except OSError as error:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import shlex
 import socket
 import stat
 import tarfile
@@ -194,6 +195,23 @@ def test_a_cut_upload_leaves_the_old_file(
             cut, tmp_path / "file", f"{place}/file", progress=lambda done, _: proxy.cut() if done > 10**6 else None
         )
     assert look(shell, place, "cat file") == "old\n"
+
+
+def test_the_next_upload_removes_what_a_cut_one_left_and_nothing_else(
+    server: Server, shell: Shell, proxy: Proxy, place: str, tmp_path: Path
+) -> None:
+    name = "it's *"
+    others = [f"{name}.gj-", f"{name}.gj-mine", "its other.gj-0123abcd", f"{name}.gj-0123abcd.old"]
+    make(shell, place, f"touch -- {shlex.join(others)}")
+    (tmp_path / "file").write_bytes(data := bytes(3_000_000))
+    with server.connect(port=proxy.port, timeouts=QUICK) as cut, pytest.raises(Unreachable):
+        push_file(
+            cut, tmp_path / "file", f"{place}/{name}", progress=lambda done, _: proxy.cut() if done > 10**6 else None
+        )
+    assert len(look(shell, place, "ls -A").splitlines()) == len(others) + 1
+    push_file(shell, tmp_path / "file", f"{place}/{name}")
+    assert sorted(look(shell, place, "ls -A").splitlines()) == sorted([*others, name])
+    assert look(shell, place, f"wc -c <{shlex.quote(name)}").split() == [str(len(data))]
 
 
 # Down

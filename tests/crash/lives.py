@@ -78,12 +78,13 @@ def live(world: World, *, dies_at: int | None = None) -> tuple[Life, Outcome | N
 
 
 def the_recipe(world: World) -> Recipe:
-    """Give the one recipe: a folder up, a file down."""
+    """Give the recipe: a folder up, a file down, and what the world adds to it."""
     workdir = world.folder / "project"
     workdir.mkdir(exist_ok=True)
     (workdir / "train.py").write_text("print()\n")
     more = {"resources": {"infra": "autodl/westDC2"}} if world.backend == "autodl" else {}
-    return recipe_for(world.backend, workdir=str(workdir), outputs={KEPT: KEPT}, run="as the machine likes", **more)
+    plain = {"workdir": str(workdir), "outputs": {KEPT: KEPT}, "run": "as the machine likes", **more}
+    return recipe_for(world.backend, **{**plain, **world.parts})
 
 
 def recover(world: World, *, dies_at: int | None = None) -> Life:
@@ -139,6 +140,7 @@ def check_promises(world: World, *, ended: bool = True, succeeded: bool = False,
     if succeeded:
         run = host.ledger.get_run(RUN)
         assert (run.state, run.error) == ("succeeded", "")
+        assert len(names) == 1, "work was begun again on another machine, though none was lost"
     if RUN in known:
         _check_files(host)
 
@@ -156,4 +158,5 @@ def _check_files(host: Host) -> None:
         written = [whole_log(one.name) for one in attempts]
         assert not log or any(one.startswith(log) for one in written), f"nobody wrote this: {log!r}"
     if folder.outputs.exists() and run.state == "succeeded":
-        assert [path.name for path in folder.outputs.iterdir()] == [KEPT], "a pull left something behind"
+        wanted = Recipe.model_validate_json(run.recipe_json).outputs
+        assert {path.name for path in folder.outputs.iterdir()} == wanted.keys(), "a pull left something behind"

@@ -1,40 +1,41 @@
 """Machines in memory: they run nothing, and answer the commands that gpujobs sends as a real one with a runner would.
 
-The work writes a line, two seconds later another, and ends. What a machine holds dies with it.
+The work writes a line, some seconds later another, and ends. What a machine holds dies with it.
 """
 
+import base64
 import hashlib
 import io
 import json
 import re
 import shlex
 import tarfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from gpujobs.clock import StopToken
 from gpujobs.errors import Unreachable
 from gpujobs.shell_exchange import Completed
+from tests.crash import sim_files
+from tests.crash.sim_files import Send, SimFiles
 from tests.crash.sim_network import SimNetwork, Time
 
 WORK_S = 2.0
 KEPT = "kept"  # the file that the work leaves in its folder
+MADE = "made"  # the folder that it leaves there
+LEFT: Mapping[str, bytes] = {KEPT: b"kept\n", f"{MADE}/one": b"1\n", f"{MADE}/deep/two": b"22\n"}
 _RUNNER = re.compile(r"sh (?P<folder>\S+)/runner\.sh (?P<words>start|pulled|heartbeat|cancel \d+|tail \d+)")
 _STATUS = re.compile(r"if \[ -f (?P<folder>\S+)/runner\.sh \]; then answer=")
 _INSTALL = re.compile(r"umask 077 && mkdir -p (?P<folder>\S+)/work && cd \S+ && if \[ -d started \]")
-_UPLOAD = re.compile(r"mkdir -p (?P<path>\S+) && cd \S+ && tar -xof -")
-_LOOK = re.compile(r"if \[ -d (?P<path>\S+) \]; then echo folder")
-_HASH = re.compile(r"\{ openssl .*\} <(?P<path>\S+)")
-_READ = re.compile(r"cat <(?P<path>\S+)")
-PURPOSES = {  # of every command that a run sends
+_LIMIT = re.compile(rb"max_duration_s=(\d+)")
+_PAYLOAD = re.compile(r"echo (\S+) \| base64 -d")
+_TIMES = re.compile(r"^(boot_grace_s|linger_s|hard_limit_s)=(\d+)$", re.MULTILINE)
+PURPOSES: Mapping[str, "re.Pattern[str]"] = {  # of every command that a run sends
     "install the runner": _INSTALL,
     "ask for the status": _STATUS,
-    "upload a folder": _UPLOAD,
-    "look at an output": _LOOK,
-    "hash an output": _HASH,
-    "read an output": _READ,
     "install our key": re.compile(r"sh -c .*authorized_keys", re.DOTALL),
+    **sim_files.PURPOSES,
 }
 
 
@@ -45,6 +46,14 @@ def first_line(name: str) -> bytes:
 def whole_log(name: str) -> bytes:
     """What the work on the machine of an attempt writes, in all."""
     return first_line(name) + b"done\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Script:
+    """What the work does: how long it takes, and the exit code that it ends with."""
+
+    seconds: float = WORK_S
+    code: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,36 +70,39 @@ class Work:
     """One attempt's folder."""
 
     name: str
-    files: dict[str, bytes] = field(default_factory=dict)
+    script: Script
     installed: bool = False
+    limit_s: float = float("inf")
     started_at: float | None = None
     cancelled_at: float | None = None
     pulled: bool = False
+    heartbeat_at: float = float("-inf")
 
-    def ended_at(self) -> float | None:
-        ends = [self.cancelled_at] if self.cancelled_at is not None else []
-        ends += [self.started_at + WORK_S] if self.started_at is not None else []
-        return min(ends, default=None)
+    def end(self) -> tuple[float, str]:
+        """Say when the work ends, and for what reason; at infinity where it has not begun."""
+        infinity = float("inf")
+        began_at = infinity if self.started_at is None else self.started_at
+        ends = [(began_at + self.script.seconds, "exit"), (began_at + self.limit_s, "max_duration")]
+        ends.append((infinity if self.cancelled_at is None else self.cancelled_at, "cancelled"))
+        return min(ends, key=lambda one: one[0])
 
     def log(self, now: float) -> bytes:
         if self.started_at is None:
             return b""
-        ended_at = self.ended_at()
-        until = now if ended_at is None else min(now, ended_at)
-        return whole_log(self.name) if until >= self.started_at + WORK_S else first_line(self.name)
+        at, reason = self.end()
+        return whole_log(self.name) if reason == "exit" and now >= at else first_line(self.name)
 
     def exit_record(self, now: float) -> dict[str, object] | None:
-        ended_at = self.ended_at()
-        if not self.installed or ended_at is None or now < ended_at:
+        at, reason = self.end()
+        if not self.installed or now < at:
             return None
-        cut = self.started_at is None or ended_at < self.started_at + WORK_S
         log = self.log(now)
         return {
-            "code": 143 if cut else 0,
-            "signal": 15 if cut else None,
-            "reason": "cancelled" if cut else "exit",
+            "code": self.script.code if reason == "exit" else 143,
+            "signal": None if reason == "exit" else 15,
+            "reason": reason,
             "started_at": None if self.started_at is None else int(self.started_at),
-            "ended_at": int(ended_at),
+            "ended_at": int(at),
             "log_size": len(log),
             "sha256": hashlib.sha256(log).hexdigest(),
         }
@@ -111,39 +123,54 @@ class SimMachine:
     id: str
     time: Time
     on_start: Callable[[str, str], None]  # told the machine's id and the attempt's name, once the work has begun
-    on_pulled: Callable[[str], None]
     network: SimNetwork
+    keeper: Mapping[str, int] | None = None  # the times of the command that keeps it alive; None: it has none
+    script: Script = field(default_factory=Script)
     alive: bool = True
     keys: set[bytes] = field(default_factory=set)
     works: dict[str, Work] = field(default_factory=dict)
+    disks: SimFiles = field(default_factory=SimFiles)
 
-    def run(self, command: str, stdin: bytes, send: Callable[[bytes], object]) -> int:
+    def __post_init__(self) -> None:
+        self._booted_at = self.time.monotonic()
+
+    def run(self, command: str, stdin: bytes, send: Send) -> int:
         """Do a command; give its exit code."""
         if match := _RUNNER.fullmatch(command):
             return self._runner(match["folder"], match["words"].split(), send)
+        if (code := self.disks.do(command, stdin, send)) is not None:
+            return code
         if match := _STATUS.match(command):
             send(self._work(match["folder"]).status(self.time.monotonic()))
         elif match := _INSTALL.match(command):
             self._install(self._work(match["folder"]), stdin)
-        elif match := _UPLOAD.fullmatch(command):
-            self._unpack(match["path"], stdin)
-        elif match := _LOOK.match(command):
-            content = self._read(match["path"])
-            told = "missing\n" if content is None else f"file\n{len(content)} 2026-01-01 00:00:00.0 +0000\n"
-            send(told.encode())
-        elif match := _HASH.fullmatch(command) or _READ.fullmatch(command):
-            return self._give(match["path"], send, hashed=command.startswith("{"))
         elif "authorized_keys" in command:
             self.keys.add(stdin)
         else:
             raise AssertionError(f"a machine in memory does not know this command: {command}")
         return 0
 
+    def is_needed(self) -> bool:
+        """Say whether its keeper goes on, as remote/keeper.sh does."""
+        if self.keeper is None:
+            return True
+        now, works = self.time.monotonic(), list(self.works.values())
+        begun = [one for one in works if one.started_at is not None]
+        ends = [one.end()[0] for one in begun if one.end()[0] <= now]
+        quiet_s = now - max([self._booted_at, *ends, *(one.heartbeat_at for one in works)])
+        if now - self._booted_at >= self.keeper["hard_limit_s"]:
+            return False
+        if not begun:
+            return quiet_s < self.keeper["boot_grace_s"]
+        if len(ends) < len(begun):
+            return True
+        return not all(one.pulled for one in begun) and quiet_s < self.keeper["linger_s"]
+
     def _work(self, folder: str) -> Work:
         folder = folder.strip("'")
-        return self.works.setdefault(folder, Work(name=PurePosixPath(folder).name))
+        return self.works.setdefault(folder, Work(name=PurePosixPath(folder).name, script=self.script))
 
-    def _runner(self, folder: str, words: Sequence[str], send: Callable[[bytes], object]) -> int:
+    def _runner(self, folder: str, words: Sequence[str], send: Send) -> int:
         work, now = self._work(folder), self.time.monotonic()
         if not work.installed:
             return 127
@@ -151,19 +178,24 @@ class SimMachine:
             case "start":
                 already = work.started_at is not None or work.cancelled_at is not None
                 if not already:
-                    work.started_at = now
-                    self.on_start(self.id, work.name)
+                    self._start(work, folder, now)
                 send(b"already\n" if already else b"started\n")
             case "cancel":
                 work.cancelled_at = now if work.cancelled_at is None else work.cancelled_at
+            case "heartbeat":
+                work.heartbeat_at = now
             case "pulled":
                 work.pulled = True
-                self.on_pulled(self.id)
             case "tail":
                 self._tail(work, int(words[1]), send)
         return 0
 
-    def _tail(self, work: Work, offset: int, send: Callable[[bytes], object]) -> None:
+    def _start(self, work: Work, folder: str, now: float) -> None:
+        work.started_at = now
+        self.disks.content |= {f"{folder.strip(chr(39))}/work/{path}": data for path, data in LEFT.items()}
+        self.on_start(self.id, work.name)
+
+    def _tail(self, work: Work, offset: int, send: Send) -> None:
         while True:
             log = work.log(self.time.monotonic())
             if log[offset:]:
@@ -172,35 +204,27 @@ class SimMachine:
             if work.exit_record(self.time.monotonic()):
                 return
             self.time.move(0.5)
+            send(b"")  # whoever reads looks at the clock, too
             if not self.alive:
                 raise Unreachable("the machine ended under its reader")
 
     def _install(self, work: Work, stdin: bytes) -> None:
-        if work.started_at is None:
-            with tarfile.open(fileobj=io.BytesIO(stdin)) as bundle:
-                assert {"runner.sh", "run.sh", "env", "limits"} <= set(bundle.getnames())
-            work.installed = True
+        if work.started_at is not None or work.cancelled_at is not None:
+            return
+        with tarfile.open(fileobj=io.BytesIO(stdin)) as bundle:
+            assert {"runner.sh", "run.sh", "env", "limits"} <= set(bundle.getnames())
+            limits = bundle.extractfile("limits")
+            found = _LIMIT.search(limits.read()) if limits else None
+        assert found is not None
+        work.installed, work.limit_s = True, float(found[1])
 
-    def _unpack(self, path: str, stdin: bytes) -> None:
-        work = self._work(str(PurePosixPath(path.strip("'")).parent))
-        with tarfile.open(fileobj=io.BytesIO(stdin)) as archive:
-            for member in archive:
-                if file := archive.extractfile(member):
-                    work.files[member.name.removeprefix("./")] = file.read()
 
-    def _read(self, path: str) -> bytes | None:
-        inside = PurePosixPath(path.strip("'"))
-        work = self._work(str(inside.parent.parent))
-        if work.started_at is not None and inside.name == KEPT:
-            return b"kept\n"
-        return work.files.get(inside.name)
-
-    def _give(self, path: str, send: Callable[[bytes], object], *, hashed: bool) -> int:
-        content = self._read(path)
-        if content is None:
-            return 1
-        send(hashlib.sha256(content).hexdigest().encode() + b" *stdin\n" if hashed else content)
-        return 0
+def keeper_times(command: str) -> Mapping[str, int]:
+    """Read the times out of the command that keeps a container alive."""
+    payload = _PAYLOAD.search(command)
+    assert payload is not None
+    text = base64.b64decode(payload[1]).decode()
+    return {name: int(value) for name, value in _TIMES.findall(text)}
 
 
 @dataclass(frozen=True)
@@ -238,7 +262,7 @@ class SimExchange:
         if not self._machine.alive:
             raise Unreachable("the machine has ended")
         with self._machine.network.carrying(self._machine.time) as carry:
-            code = self._machine.run(command, b"".join(source), lambda data: self._send(carry(data)))
+            code = self._machine.run(command, b"".join(source), lambda data: self._send(carry(data) if data else b""))
         return Completed(code=code, stdout=b"", stderr=b"")
 
     def _send(self, data: bytes) -> None:

@@ -34,6 +34,7 @@ from fake_server.world import World as FakeWorld
 from gpujobs import host as host_module
 from gpujobs import lifecycle, line, shell, transfer_place
 from gpujobs.backends import _autodl_stock, _http
+from gpujobs.errors import HostKeyChanged
 from gpujobs.host import Host, Timing
 from gpujobs.ledger import Ledger, open_ledger
 from gpujobs.models import Access
@@ -41,12 +42,11 @@ from gpujobs.news import NewsWriter
 from gpujobs.settings import Settings
 from gpujobs.shell_connection import Timeouts
 from tests.crash.inline import InlineExecutor, InlineGuard, InlineWatcher, QueueLanes, act_later
-from tests.crash.machines import SimConnection, SimExchange, SimMachine, Start
+from tests.crash.machines import Script, SimConnection, SimExchange, SimMachine, Start, keeper_times
 from tests.crash.sim_network import SimNetwork
 from tests.fake_server.doubles import QuietContainers
 
 OWNER = "tester"
-HOST_KEY = "ssh-ed25519 AAAA"
 _TICK_S = 0.001  # the rest of a wait may be too little to change a sum of floats
 _STEP_S = 15.0  # how far time moves at most before leases are looked after
 _REAL_S = 60.0
@@ -65,8 +65,9 @@ class SimContainers(QuietContainers):
             id=spec.name,
             time=self.world.clock,
             on_start=self.world.work_began,
-            on_pulled=self._pulled,
             network=self.world.network,
+            keeper=keeper_times(spec.cmd) if spec.cmd else None,
+            script=self.world.script,
         )
         self.world.machines[endpoint.port] = machine
         return endpoint
@@ -77,10 +78,11 @@ class SimContainers(QuietContainers):
             if machine.id == name:
                 machine.alive = False
 
-    def _pulled(self, name: str) -> None:
-        """Do as the keeper of a rented container does: end it once its work is pulled."""
-        if self.world.backend == "autodl":
-            self.end_cmd(name)
+    def end_unneeded(self) -> None:
+        """Do as the keepers of rented containers do."""
+        for machine in self.world.machines.values():
+            if machine.alive and not machine.is_needed():
+                self.end_cmd(machine.id)
 
 
 class SimClock:
@@ -168,6 +170,10 @@ class World:
     starts: list[Start] = field(default_factory=list)
     acts_late: bool = False
     network: SimNetwork = field(default_factory=SimNetwork)
+    script: Script = field(default_factory=Script)  # what the work of the next machines does
+    parts: Mapping[str, Any] = field(default_factory=dict)  # of the recipe, beside a folder up and a file down
+    timing: Timing = field(default_factory=Timing)
+    on_work: Callable[[], object] = bool  # called when work has begun
 
     def open(self) -> None:
         """Begin; `new` gives each test a world of its own."""
@@ -208,7 +214,7 @@ class World:
         """Be a new process: nothing is left of an earlier one but the ledger, the home, and what the clouds know."""
         self.clock.look_after = lambda: None
         ledger = Ledger(self.ledger._database)
-        host = Host(self.settings, ledger, clock=self.clock, dice=random.Random(1), timing=Timing())
+        host = Host(self.settings, ledger, clock=self.clock, dice=random.Random(1), timing=self.timing)
         guard = InlineGuard(ledger, clock=self.clock, timing=host.timing)
         host._guard = guard
         self.clock.look_after = guard.look_after
@@ -223,6 +229,7 @@ class World:
         """Move the clouds' clock, and let everything happen that falls due."""
         timeline = self.fake.world.ground.timeline
         timeline.advance(seconds)
+        self.fake.world.ground.containers.end_unneeded()
         self.settle()
 
     def settle(self) -> None:
@@ -243,6 +250,7 @@ class World:
         if self.acts_late:  # an earlier attempt's machine may come when nobody can expect it any more, and does no work
             beside = [start.name for start in self.starts if start.name in beside]
         self.starts.append(Start(machine_id, name, tuple(beside)))
+        self.on_work()
 
     def alive(self) -> Sequence[str]:
         """Name the machines that are not gone, by the truth."""
@@ -266,10 +274,12 @@ class World:
         del timeouts
         machine = self.machines[access.port]
         key = shell.make_key(pkey_path).encode() if pkey_path else b""
-        assert host_key in {None, HOST_KEY}
+        own_key = f"ssh-ed25519 AAAA{access.port}"
+        if host_key not in {None, own_key}:
+            raise HostKeyChanged(f"another machine answers at port {access.port}")
         by_password = key not in machine.keys
         assert access.password or not by_password
-        return SimConnection(machine, host_key=HOST_KEY, by_password=by_password)
+        return SimConnection(machine, host_key=own_key, by_password=by_password)
 
     def reachable(self, host: str, port: int, timeout_s: float) -> bool:
         """Say whether somebody answers, in the place of the TCP probe."""
