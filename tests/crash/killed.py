@@ -57,9 +57,11 @@ class Later(SystemClock):
         return datetime.now(UTC) + timedelta(hours=1)
 
 
-def submit_and_die(place: str, backend: str, folder: Path) -> "subprocess.CompletedProcess[bytes]":
-    """Submit the recipe in a process of its own, which kills itself at the first place that fits."""
+def submit_and_die(
+    place: str, backend: str, folder: Path, *, recipe: str = RECIPE
+) -> "subprocess.CompletedProcess[bytes]":
+    """Submit a recipe in a process of its own, which kills itself at the first place that fits."""
     path = folder / "recipe.yaml"
-    path.write_text(RECIPE.format(backend=backend, gpu=GPUS[backend]), encoding="utf-8")
+    path.write_text(recipe.format(backend=backend, gpu=GPUS[backend]), encoding="utf-8")
     command = [sys.executable, "-c", KILLED, place, "submit", str(path), "--here", "--yes"]
     return subprocess.run(command, env=os.environ, cwd=folder, capture_output=True, check=False, timeout=120)

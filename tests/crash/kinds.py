@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gpujobs.crash import armed
+from gpujobs.errors import Refused
 from gpujobs.host import Timing
 from gpujobs.ledger_rows import ENDED
 from gpujobs.run_folder import RunFolder
@@ -84,6 +85,15 @@ def _saved(world: World) -> None:
     assert len(list(folder.iterdir())) == 1, "a disk was saved twice"
 
 
+def _refuse_to_save(world: World) -> Mapping[str, Any]:
+    world.fault("power_off", "error_500", status=409, count=None)
+    return {}
+
+
+def _not_saved(world: World) -> None:
+    assert world.ledger.snapshots() == [], "the ledger tells of a snapshot that is not there"
+
+
 def _pulled_folder(world: World) -> None:
     place = world.settings.runs / RUN / "outputs"
     found = {path.relative_to(place).as_posix(): path.read_bytes() for path in place.rglob("*") if path.is_file()}
@@ -132,6 +142,14 @@ KINDS: Mapping[str, Kind] = {  # beside the plain one: a folder up, a command, a
         exit_code=1,
         backends=("matrixdc",),
     ),
+    "its disk cannot be saved": Kind(
+        parts={"snapshot": {"name": "env", "tag": "v1"}},
+        prepare=_refuse_to_save,
+        holds=_not_saved,
+        state="failed",
+        exit_code=Refused.exit_code,
+        backends=("matrixdc",),
+    ),
     "kept for a look": Kind(
         parts={"on_failure": {"keep": "150s"}}, script=Script(code=3), state="failed", exit_code=1
     ),
@@ -142,9 +160,9 @@ KINDS: Mapping[str, Kind] = {  # beside the plain one: a folder up, a command, a
     "a folder comes down": Kind(parts={"outputs": {KEPT: KEPT, MADE: MADE}}, holds=_pulled_folder),
     "left to itself": Kind(parts={"linger": "1m"}, lasts=False),
     "its first machine is lost": Kind(
-        machine={"kind": "dies_mid_run", "seconds": 1.0}, timing=Timing(lost_s=20.0), lasts=False
+        machine={"kind": "dies_mid_run", "seconds": 1.0}, timing=Timing(lost_s=20.0, queued_s=20.0), lasts=False
     ),
     "its first machine does not boot": Kind(
-        machine={"kind": "stuck_in_creating", "seconds": 5000.0}, timing=Timing(boot_s=20.0), lasts=False
+        machine={"kind": "stuck_in_creating", "seconds": 5000.0}, timing=Timing(boot_s=20.0, queued_s=20.0), lasts=False
     ),
 }

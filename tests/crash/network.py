@@ -87,6 +87,7 @@ class Journey:
         return {
             "state": self.outcome.state,
             "log": "whole" if log == LOG else f"{len(log)} bytes",
+            "heard": "whole" if self.reporter.heard == LOG else f"{len(self.reporter.heard)} bytes",
             "hash": self.host.ledger.attempts(self.run_id)[-1].log_sha256 == hashlib.sha256(log).hexdigest(),
             "outputs": {path.name: path.read_bytes() for path in kept.iterdir()} == KEPT if kept else None,
             "machines": len(machines),
@@ -94,7 +95,15 @@ class Journey:
         }
 
 
-WELL = {"state": "succeeded", "log": "whole", "hash": True, "outputs": True, "machines": 1, "rented": 0}
+WELL = {
+    "state": "succeeded",
+    "log": "whole",
+    "heard": "whole",
+    "hash": True,
+    "outputs": True,
+    "machines": 1,
+    "rented": 0,
+}
 
 
 class Storm:

@@ -108,3 +108,13 @@ def test_machine_that_waited_for_hours_has_ended_itself_where_it_can(world: Worl
         kind.check(world)
     assert ended == 0 or world.backend == "autodl", "only a container on AutoDL can end itself"
     assert ended > 0 or world.backend == "matrixdc", "none has ended itself"
+
+
+@pytest.mark.parametrize("backend", ["matrixdc"])
+def test_killed_after_its_disk_was_not_saved_it_says_so_all_the_same(world: World) -> None:
+    kind = KINDS["its disk cannot be saved"]
+    kind.begin(world)
+    passed = live(world)[0].passed
+    release = next(number for number, name in enumerate(passed) if "DELETE" in name)
+    for dies_at in range(release, len(passed), 4):
+        killed_and_resumed(world, kind, dies_at)

@@ -113,7 +113,7 @@ def test_key_whose_installing_was_cut_off_is_installed_by_the_next_login(
 def test_cancel_in_a_network_that_is_gone_ends_the_rent(
     host: Host, storm: Storm, control: Control, tmp_path: Path
 ) -> None:
-    host.timing = replace(QUICK, stop_pull_s=2.0)
+    host.timing = replace(QUICK, stop_pull_s=2.0, silent_s=10_000.0)  # nothing else ends what waits for the machine
     gone = [{"kind": "ssh_half_open", "count": None}]
     journeys = [Journey(host, backend, [Strike(r"^after file add to output\.log", gone)]) for backend in BACKENDS]
     for journey in journeys:
@@ -126,7 +126,8 @@ def test_cancel_in_a_network_that_is_gone_ends_the_rent(
     assert [(one["state"], one["outputs"], one["machines"], one["rented"]) for one in ended] == [
         ("cancelled", None, 1, 0)
     ] * len(BACKENDS)
-    assert all("could be pulled" in " ".join(journey.reporter.notes) for journey in journeys), "not told"
+    told = [" ".join(journey.reporter.notes) for journey in journeys]
+    assert all("could be pulled: not done within 3 s" in one for one in told), told
     assert control.left() == []
 
 
