@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gpujobs.crash import armed
-from gpujobs.errors import Refused
+from gpujobs.errors import BadCredentials
 from gpujobs.host import Timing
 from gpujobs.ledger_rows import ENDED
 from gpujobs.run_folder import RunFolder
@@ -86,7 +86,7 @@ def _saved(world: World) -> None:
 
 
 def _refuse_to_save(world: World) -> Mapping[str, Any]:
-    world.fault("power_off", "error_500", status=409, count=None)
+    world.fault("power_off", "token_expired", count=None)
     return {}
 
 
@@ -147,7 +147,7 @@ KINDS: Mapping[str, Kind] = {  # beside the plain one: a folder up, a command, a
         prepare=_refuse_to_save,
         holds=_not_saved,
         state="failed",
-        exit_code=Refused.exit_code,
+        exit_code=BadCredentials.exit_code,
         backends=("matrixdc",),
     ),
     "kept for a look": Kind(
