@@ -192,7 +192,7 @@ MUTATIONS = (
         file="gpujobs/line.py",
         old='            grace.stop(MachineLost(f"not done within {limit_s:.0f} s"))\n            self.hang_up()\n',
         new='            grace.stop(MachineLost(f"not done within {limit_s:.0f} s"))\n',
-        tests=("tests/crash/test_network.py -k cancel_in_a_network",),
+        tests=("tests/crash/test_network.py -k cancel_whose_pull",),
     ),
     Mutation(
         guard="a key whose installing was cut off is installed by the next login",

@@ -39,6 +39,22 @@ def acts_of(source: str, *, file: str) -> Iterator[Act]:
     yield from _below(ast.parse(source), file=file, function="", guarded=False)
 
 
+def pointed(root: Path = SOURCE) -> Iterator[str]:
+    """Name, with its file, every function that has a `with Point(...)`."""
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root).as_posix()
+        yield from (f"{name} {function}" for function in _pointed_below(ast.parse(path.read_text("utf-8")), ""))
+
+
+def _pointed_below(node: ast.AST, function: str) -> Iterator[str]:
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        function = f"{function}.{node.name}".lstrip(".")
+    if isinstance(node, ast.With | ast.AsyncWith) and any(_is_point(item.context_expr) for item in node.items):
+        yield function
+    for child in ast.iter_child_nodes(node):
+        yield from _pointed_below(child, function)
+
+
 def _below(node: ast.AST, *, file: str, function: str, guarded: bool) -> Iterator[Act]:
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         function, guarded = f"{function}.{node.name}".lstrip("."), False

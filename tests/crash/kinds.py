@@ -1,4 +1,4 @@
-"""Kinds of runs in memory: what each has that the plain one has not, what befalls it, and what must be true in the end."""
+"""Kinds of runs in memory: what each has that the plain one has not, what befalls it, and how it must end."""
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +8,6 @@ from typing import Any
 from gpujobs.crash import armed
 from gpujobs.errors import BadCredentials
 from gpujobs.host import Timing
-from gpujobs.ledger_rows import ENDED
 from gpujobs.run_folder import RunFolder
 from gpujobs.store import Store
 from tests.cloud import BACKENDS
@@ -150,9 +149,7 @@ KINDS: Mapping[str, Kind] = {  # beside the plain one: a folder up, a command, a
         exit_code=BadCredentials.exit_code,
         backends=("matrixdc",),
     ),
-    "kept for a look": Kind(
-        parts={"on_failure": {"keep": "150s"}}, script=Script(code=3), state="failed", exit_code=1
-    ),
+    "kept for a look": Kind(parts={"on_failure": {"keep": "150s"}}, script=Script(code=3), state="failed", exit_code=1),
     "max_duration is reached": Kind(parts={"max_duration": "1s"}, state="failed", exit_code=5, whole=False),
     "cancelled": Kind(prepare=_cancel, script=Script(seconds=600.0), state="cancelled", exit_code=4, whole=False),
     "a store": Kind(prepare=_with_store, holds=_stored),

@@ -152,11 +152,16 @@ class Storm:
 
 def release_work(fake: FakeServer, journeys: Sequence[Journey]) -> None:
     """Let work that is held go on."""
-    ground = fake.world.ground
     for journey in journeys:
-        [machine] = [one for one in ground.truth.alive() if f"-{journey.run_id}-" in one.name]
-        [name] = [name for name in ground.containers.running() if name in {machine.name, machine.id}]
-        ground.containers.execute(name, "touch /tmp/go", timeout_s=60)
+        execute_on(fake, journey, "touch /tmp/go")
+
+
+def execute_on(fake: FakeServer, journey: Journey, command: str) -> None:
+    """Do a command on a run's machine, past SSH."""
+    ground = fake.world.ground
+    [machine] = [one for one in ground.truth.alive() if f"-{journey.run_id}-" in one.name]
+    [name] = [name for name in ground.containers.running() if name in {machine.name, machine.id}]
+    assert ground.containers.execute(name, command, timeout_s=60) == 0
 
 
 def await_all(journeys: Sequence[Journey], reached: Callable[[Journey], object], *, what: str) -> None:

@@ -46,7 +46,9 @@ class SimFiles:
             "hash a folder": self._hashes,
             "pack a folder": self._pack,
         }
-        name, match = next(((name, found) for name, one in PURPOSES.items() if (found := one.match(command))), ("", None))
+        name, match = next(
+            ((name, found) for name, one in PURPOSES.items() if (found := one.match(command))), ("", None)
+        )
         if match is None:
             return None
         path = _plain(match["path"])
@@ -59,7 +61,9 @@ class SimFiles:
 
     def below(self, path: str) -> Mapping[str, bytes]:
         """Give the files below a folder, by their paths in it, sorted."""
-        inside = {one.removeprefix(f"{path}/"): data for one, data in self.content.items() if one.startswith(f"{path}/")}
+        inside = {
+            one.removeprefix(f"{path}/"): data for one, data in self.content.items() if one.startswith(f"{path}/")
+        }
         return dict(sorted(inside.items()))
 
     def _unpack(self, path: str, stdin: bytes, send: Send) -> int:
@@ -85,7 +89,11 @@ class SimFiles:
         if path in self.content:
             send(f"file\n{len(self.content[path])} {_STAMP}\n".encode())
         else:
-            send("".join(["folder\n", *(f"{len(data)} {_STAMP}\n" for data in found.values())] if found else ["missing\n"]).encode())
+            send(
+                "".join(
+                    ["folder\n", *(f"{len(data)} {_STAMP}\n" for data in found.values())] if found else ["missing\n"]
+                ).encode()
+            )
         return 0
 
     def _hash(self, path: str, stdin: bytes, send: Send) -> int:

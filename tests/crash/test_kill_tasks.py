@@ -1,4 +1,4 @@
-"""A real `gpujobs submit --here` of a recipe with tasks, killed by kill -9: no task is lost, none that was done is again.
+"""A real `gpujobs submit --here` of a recipe with tasks, killed by kill -9: each task is done, and none twice.
 
 Its tasks are dealt by threads, so that no simulation in one thread can drive it.
 """

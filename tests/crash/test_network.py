@@ -18,7 +18,7 @@ from gpujobs.settings import Settings
 from tests.clocks import ShiftedClock
 from tests.cloud import BACKENDS, Control
 from tests.conftest import QUICK
-from tests.crash.network import WELL, Journey, Storm, Strike, await_all, release_work
+from tests.crash.network import WELL, Journey, Storm, Strike, await_all, execute_on, release_work
 
 PLACES = {  # where a run speaks SSH, and after how many bytes more the network fails there
     "boot: dialling": (r"^before dial log in", (0, 600, 2500)),
@@ -113,7 +113,7 @@ def test_key_whose_installing_was_cut_off_is_installed_by_the_next_login(
 def test_cancel_in_a_network_that_is_gone_ends_the_rent(
     host: Host, storm: Storm, control: Control, tmp_path: Path
 ) -> None:
-    host.timing = replace(QUICK, stop_pull_s=2.0, silent_s=10_000.0)  # nothing else ends what waits for the machine
+    host.timing = replace(QUICK, stop_pull_s=2.0)
     gone = [{"kind": "ssh_half_open", "count": None}]
     journeys = [Journey(host, backend, [Strike(r"^after file add to output\.log", gone)]) for backend in BACKENDS]
     for journey in journeys:
@@ -126,6 +126,27 @@ def test_cancel_in_a_network_that_is_gone_ends_the_rent(
     assert [(one["state"], one["outputs"], one["machines"], one["rented"]) for one in ended] == [
         ("cancelled", None, 1, 0)
     ] * len(BACKENDS)
+    assert all("could be pulled" in " ".join(journey.reporter.notes) for journey in journeys), "not told"
+    assert control.left() == []
+
+
+def test_cancel_whose_pull_would_never_end_ends_the_rent(
+    host: Host, fake: FakeServer, storm: Storm, control: Control, tmp_path: Path
+) -> None:
+    """The connection is well, and the machine does not answer what it is asked of the outputs."""
+    host.timing = replace(QUICK, stop_pull_s=2.0)
+    journeys = [Journey(host, backend) for backend in BACKENDS]
+    for journey in journeys:
+        journey.open(tmp_path, HELD="1")
+    with storm.around(journeys):
+        await_all(journeys, lambda one: one.reporter.wrote.is_set(), what="the work writes")
+        for journey in journeys:
+            work = f"{host.backend(journey.backend).work_root}/{host.ledger.attempts(journey.run_id)[-1].name}/work"
+            never = "printf '#!/bin/sh\\nexec sleep 6000\\n' >/usr/local/bin/find && chmod 755 /usr/local/bin/find"
+            execute_on(fake, journey, f"mkdir {work}/kept && {never}")
+            journey.stop.stop(Cancelled("enough"))
+    ended = [journey.ended(control.machines()) for journey in journeys]
+    assert [(one["state"], one["machines"], one["rented"]) for one in ended] == [("cancelled", 1, 0)] * len(BACKENDS)
     told = [" ".join(journey.reporter.notes) for journey in journeys]
     assert all("could be pulled: not done within 3 s" in one for one in told), told
     assert control.left() == []
