@@ -35,7 +35,7 @@ KILLS = {  # where, on which backend, and how many tasks are done by then, at th
     "the first task is at a machine": (r"^after ledger task update .*began_at", "autodl", 0),
     "what the second left is to be put in place": (r"^before file put in place task-1$", "matrixdc", 1),
     "what the second left is in place, and nobody knows": (r"^after file put in place task-1$", "autodl", 1),
-    "all is done, and the machine is released": (r"^after http \w+ DELETE", "matrixdc", 3),
+    "its machine is released": (r"^after http \w+ DELETE", "matrixdc", 0),
 }
 
 
