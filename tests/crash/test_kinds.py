@@ -118,5 +118,5 @@ def test_killed_after_its_disk_was_not_saved_it_says_so_all_the_same(world: Worl
     kind.begin(world)
     passed = live(world)[0].passed
     release = next(number for number, name in enumerate(passed) if "DELETE" in name)
-    for dies_at in range(release, len(passed), 4):
+    for dies_at in range(release, len(passed), 12):
         killed_and_resumed(world, kind, dies_at)
