@@ -1,5 +1,6 @@
 """Commands in forks of one process that has imported them all: what their imports cost is paid once, not each time."""
 
+import gc
 import importlib
 import json
 import os
@@ -109,6 +110,8 @@ if __name__ == "__main__":
 
     for module in pkgutil.iter_modules(gpujobs.cli.__path__):
         importlib.import_module(f"gpujobs.cli.{module.name}")
+    gc.collect()
+    gc.freeze()  # what is never looked at again is never copied
     with socket.socket(fileno=os.dup(0)) as asked:
         serve(asked)
     sys.exit(main())
