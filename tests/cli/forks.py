@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -40,7 +40,7 @@ class Forks:
         with told, out, err, ThreadPoolExecutor(2) as readers:
             pid = int(told.readline())
             late = threading.Event()
-            killer = threading.Timer(timeout_s, lambda: (late.set(), os.kill(pid, signal.SIGKILL)))
+            killer = threading.Timer(timeout_s, _kill, [pid, late])
             killer.start()
             texts = list(readers.map(lambda file: file.read(), (out, err)))
             code = int(told.readline())
@@ -49,6 +49,12 @@ class Forks:
         if late.is_set():
             raise subprocess.TimeoutExpired(["gpujobs", *args], timeout_s, *texts)
         return subprocess.CompletedProcess(["gpujobs", *args], code, *texts)
+
+
+def _kill(pid: int, late: threading.Event) -> None:
+    late.set()
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The forks that spare these tests their imports show what a process of its own would show."""
 
+import os
 import subprocess
 
 import pytest
@@ -16,6 +17,7 @@ def test_a_fork_says_and_ends_as_a_process_does(bare: Cli, words: list[str]) -> 
 
 
 def test_a_fork_that_takes_too_long_is_killed(bare: Cli, forks: Forks) -> None:
+    os.mkfifo(bare.folder / "endless.yaml")
     with pytest.raises(subprocess.TimeoutExpired):
-        forks.run(["ls"], folder=bare.folder, env=bare.env, timeout_s=0)
+        forks.run(["plan", "endless.yaml"], folder=bare.folder, env=bare.env, timeout_s=0.1)
     assert bare("ls").returncode == 0
