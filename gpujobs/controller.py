@@ -225,7 +225,9 @@ def _end(found: Controller) -> None:
     process.end(found.worker_pid, found.worker_started, within_s=_STOP_S)
     if found.server_pid:
         process.end(found.server_pid, found.server_started, within_s=_STOP_S)
-    _CHILDREN[:] = [child for child in _CHILDREN if child.poll() is None]  # those that died by themselves, too
+    for child in [child for child in _CHILDREN if child.pid in {found.worker_pid, found.server_pid}]:
+        child.wait()
+        _CHILDREN.remove(child)
 
 
 def _digests(salt: bytes, names: Iterable[str]) -> Mapping[str, str]:
