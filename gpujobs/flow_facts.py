@@ -44,12 +44,9 @@ class Facts:
         return self.run.state in ENDED
 
     @property
-    def rented(self) -> Mapping[str, str]:
-        """Name backend, region and GPU of the newest attempt; empty before the first."""
-        if not self.attempts:
-            return {}
-        newest = self.attempts[-1]
-        return {"backend": newest.backend, "region": newest.region, "gpu": _offer(newest).get("gpu", "")}
+    def names(self) -> Mapping[str, str]:
+        """What tags, labels and events name the run by."""
+        return names_of(self.run, self.attempts)
 
 
 def read_facts(host: Host, run_id: str) -> Facts:
@@ -69,30 +66,35 @@ def read_facts(host: Host, run_id: str) -> Facts:
     )
 
 
+def names_of(run: Run, attempts: Sequence[Attempt]) -> Mapping[str, str]:
+    """Name the run's recipe, owner and id, and from its first attempt on the newest one's backend, region and GPU."""
+    found = {"recipe": run.name, "owner": run.owner, "run": run.id}
+    if attempts:
+        newest = attempts[-1]
+        found |= {"backend": newest.backend, "region": newest.region, "gpu": _offer(newest).get("gpu", "")}
+    return found
+
+
 def artifact_key(recipe_name: str, kind: str) -> str:
     """Give the key of a recipe's artifacts of one kind: small letters, digits and dashes, as Prefect wants."""
     return f"{re.sub(r'[^a-z0-9]+', '-', recipe_name).strip('-')}-{kind}"
 
 
-def tags(facts: Facts, others: Sequence[str]) -> list[str]:
+def tags(names: Mapping[str, str], others: Sequence[str]) -> list[str]:
     """Give the flow run's tags: ours anew, and `others` where they are not ours."""
-    run = facts.run
-    named = {"recipe": run.name, "owner": run.owner, "run": run.id, **facts.rented}
     kept = [tag for tag in others if not tag.startswith(_OURS) and tag != "gpujobs"]
-    return ["gpujobs", *kept, *(f"{name}:{value}" for name, value in named.items() if value)]
+    return ["gpujobs", *kept, *(f"{name}:{value}" for name, value in names.items() if value)]
 
 
-def labels(facts: Facts) -> dict[str, bool | int | float | str]:
+def labels(names: Mapping[str, str]) -> dict[str, bool | int | float | str]:
     """Give the flow run's labels; they say what the tags say."""
-    run = facts.run
-    named = {"recipe": run.name, "owner": run.owner, "run": run.id, **facts.rented}
-    return {f"gpujobs.{name}": value for name, value in named.items() if value}
+    return {f"gpujobs.{name}": value for name, value in names.items() if value}
 
 
-def resource(facts: Facts) -> dict[str, str]:
+def resource(names: Mapping[str, str]) -> dict[str, str]:
     """Describe the run as the resource of Prefect events, `gpujobs.run.<run id>`."""
-    who = {"prefect.resource.id": f"gpujobs.run.{facts.run.id}", "prefect.resource.name": facts.run.name}
-    return {**who, **{name: str(value) for name, value in labels(facts).items()}}
+    who = {"prefect.resource.id": f"gpujobs.run.{names['run']}", "prefect.resource.name": names["recipe"]}
+    return {**who, **{name: str(value) for name, value in labels(names).items()}}
 
 
 def summary(facts: Facts) -> str:

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from contextvars import Context
 from typing import Any
 from uuid import NAMESPACE_OID, UUID, uuid5
 
@@ -29,6 +30,7 @@ from gpujobs.flow_moves import Moves
 from gpujobs.flow_told import catch_up
 from gpujobs.flow_work import in_thread
 from gpujobs.host import Host
+from gpujobs.ledger_rows import ENDED
 from gpujobs.models import Reporter
 
 TURN_S = 1.0
@@ -68,7 +70,7 @@ class Page:
             self._moves.end_all()
             self._stale |= name in _SHOWN
             self._reachable |= name == "push"
-            self._emit(f"gpujobs.run.{name}", {"phase": name, "machine": detail})
+            self._emit(name, {"phase": name, "machine": detail})
 
     def progress(self, what: str, done: int, total: int | None) -> None:
         """Keep how far it is."""
@@ -150,10 +152,10 @@ class Page:
             rows = json.dumps(flow_facts.cost_table(facts), ensure_ascii=False)
             await self._put(artifact_key(name, "cost"), "table", rows, flow_facts.cost_in_short(facts))
             told = {"exit_code": facts.run.exit_code, "cost_cny": facts.cost_cny, "error": facts.run.error}
-            self._emit(f"gpujobs.run.{facts.run.state}", told, facts)
+            self._emit(facts.run.state, told)
 
     async def _tag(self, facts: Facts) -> None:
-        tags = flow_facts.tags(facts, self._flow_run.tags)
+        tags = flow_facts.tags(facts.names, self._flow_run.tags)
         if self._told.get("tags") != tags:
             await self._client.update_flow_run(self._flow_run.id, tags=tags)
             self._told["tags"] = tags
@@ -162,7 +164,7 @@ class Page:
     async def _label(self, facts: Facts) -> None:
         """Do so beside the rest: of all calls it is the one that a server on SQLite most often wants sent again."""
         try:
-            await self._client.update_flow_run_labels(self._flow_run.id, flow_facts.labels(facts))
+            await self._client.update_flow_run_labels(self._flow_run.id, flow_facts.labels(facts.names))
         except Exception as error:  # noqa: BLE001 - the tags say the same
             _log.info("run %s: its flow run has no labels: %s", self._run_id, error)
 
@@ -206,22 +208,21 @@ class Page:
             return {}
         return access.links if access else {}
 
-    def _emit(self, event: str, payload: Mapping[str, Any], facts: Facts | None = None) -> None:
+    def _emit(self, name: str, payload: Mapping[str, Any]) -> None:
         """Send an event about the run; one that says how it ended has the same id whoever sends it."""
+        event = f"gpujobs.run.{name}"
         try:
-            facts = facts or read_facts(self._host, self._run_id)
-            told: dict[str, Any] = {"id": uuid5(NAMESPACE_OID, f"{self._run_id} {event} {facts.run.ended_at}")}
-            emit_event(
+            run, attempts = self._host.ledger.get_run(self._run_id), self._host.ledger.attempts(self._run_id)
+            told: dict[str, Any] = {"id": uuid5(NAMESPACE_OID, f"{self._run_id} {event} {run.ended_at}")}
+            flow_run = f"prefect.flow-run.{self._flow_run.id}"
+            # In the flow's context Prefect would add six more resources, each of which costs the server a row.
+            Context().run(
+                emit_event,
                 event,
-                flow_facts.resource(facts),
-                related=[
-                    {
-                        "prefect.resource.id": f"prefect.flow-run.{self._flow_run.id}",
-                        "prefect.resource.role": "flow-run",
-                    }
-                ],
+                flow_facts.resource(flow_facts.names_of(run, attempts)),
+                related=[{"prefect.resource.id": flow_run, "prefect.resource.role": "flow-run"}],
                 payload=dict(payload),
-                **(told if facts.over else {}),
+                **(told if run.state in ENDED else {}),
             )
         except Exception as error:  # noqa: BLE001 - the job goes on, whether it is heard of or not
             _log.warning("run %s: no event %s: %s", self._run_id, event, error)

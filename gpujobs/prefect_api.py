@@ -5,6 +5,7 @@ import random
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import requests
@@ -63,6 +64,26 @@ def submit(settings: Settings, api: str, recipe: Recipe, wait_s: float = 60.0) -
     )
     flow_run_id = str(made["id"])
     return run_id_of(flow_run_id), flow_run_id
+
+
+def waiting(api: str) -> Sequence[Mapping[str, Any]]:
+    """Give the flow runs of our pool that no host has begun (200 of them at most): their id, name, state, tags."""
+    wanted = {
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED", "PENDING"]}}},
+        "work_pools": {"name": {"any_": [POOL]}},
+    }
+    found: Sequence[Mapping[str, Any]] = ask(api, "POST", "/flow_runs/filter", wanted)
+    return found
+
+
+def host_heard_at(api: str) -> datetime | None:
+    """Give the time of the last sign of life of any host of our pool; None where there never was one."""
+    try:
+        found = ask(api, "POST", f"/work_pools/{POOL}/workers/filter", {})
+    except NotFound:
+        return None
+    times = [datetime.fromisoformat(one["last_heartbeat_time"]) for one in found if one["last_heartbeat_time"]]
+    return max(times, default=None)
 
 
 def flow_run_state(api: str, flow_run_id: str) -> tuple[str, str, str]:

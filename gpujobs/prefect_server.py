@@ -5,6 +5,7 @@ between: the call is answered 503, and made again. Creating a flow run, which re
 for minutes while many runs are at work. Here every transaction that may write waits for its turn first.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
@@ -17,9 +18,19 @@ from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 
 from gpujobs.process import collect_seldom
 
+TURN_S = 60.0  # as long as Prefect has SQLite wait
+
 
 class OneWriter(AioSqliteConfiguration):
-    """SQLite, whose writers wait for each other."""
+    """SQLite, whose writers wait for each other: in a queue, and without a connection each.
+
+    Left to SQLite they would sleep and try, in no order, and the sixth connection is opened anew for each call.
+    """
+
+    def __init__(self, connection_url: str) -> None:
+        """Serve the database at `connection_url`, from one process."""
+        super().__init__(connection_url=connection_url)
+        self._turn = asyncio.Lock()
 
     @asynccontextmanager
     async def begin_transaction(
@@ -28,8 +39,22 @@ class OneWriter(AioSqliteConfiguration):
         with_for_update: bool = False,  # noqa: ARG002 - it always is
     ) -> AsyncGenerator[AsyncSessionTransaction, None]:
         """Begin as a writer."""
-        async with super().begin_transaction(session, with_for_update=True) as transaction:
+        async with self._in_turn(), super().begin_transaction(session, with_for_update=True) as transaction:
             yield transaction
+
+    @asynccontextmanager
+    async def _in_turn(self) -> AsyncGenerator[None, None]:
+        """Wait for our turn; after TURN_S, SQLite's own lock is left to say what it says."""
+        try:
+            async with asyncio.timeout(TURN_S):
+                await self._turn.acquire()
+        except TimeoutError:
+            yield
+            return
+        try:
+            yield
+        finally:
+            self._turn.release()
 
 
 def create_app() -> FastAPI:

@@ -136,7 +136,7 @@ class Floor:
                 await self._client.set_flow_run_state(flow_run.id, state, force=True)
         except ObjectNotFound:
             _log.info("flow run %s was deleted", flow_run.id)
-        except Exception as error:  # noqa: BLE001 - the server is away: the upkeep sees to it later
+        except (Exception, Abort) as error:  # noqa: BLE001 - the server is away: the upkeep sees to it later
             _log.warning("flow run %s: its state is not known: %s", flow_run.id, error)
 
     async def _finish(self, run_id: str, flow_run: FlowRun | None, stop: StopToken) -> None:

@@ -21,7 +21,7 @@ from gpujobs.settings import private_opener
 PREFIX = "gpujobs:"
 LEASE_S = 120.0  # so long after a host has died its places are free, unless another host of its home goes on with them
 TEND_S = 20.0
-_FULL_S = 3.0  # for so long nobody asks again after a limit that is used up
+_FULL_S = 3.0  # for so long nobody asks again after a limit that is used up, or that there is none
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +48,9 @@ class LeasedSlots:
         self._holds = _read(path)
         self._returned: list[str] = []  # leases that the server has not heard of yet
         self._full: dict[tuple[str, int], float] = {}  # until when nobody asks again
-        self._absent: set[str] = set()  # limits that did not exist when they were last asked for
+        self._absent: dict[
+            str, float
+        ] = {}  # limits that did not exist when they were last asked for, until asked again
         self._told: set[str] = set()
 
     def take(self, run_id: str, gpu: str, count: int) -> str:
@@ -99,8 +101,11 @@ class LeasedSlots:
         """Ask for places: why not, or the lease, which is "" where there is no such limit."""
         taken = f"all places of the team's limit {limit} are taken"
         with self._lock:
-            if self._clock.monotonic() < self._full.get((limit, count), 0.0):
+            now = self._clock.monotonic()
+            if now < self._full.get((limit, count), 0.0):
                 return taken, ""
+            if now < self._absent.get(limit, 0.0):
+                return "", ""
         try:
             lease = prefect_api.take_lease(self._api, limit, count, lease_s=LEASE_S)
         except BadInput:
@@ -111,7 +116,9 @@ class LeasedSlots:
         with self._lock:
             if lease is None:
                 self._full[limit, count] = self._clock.monotonic() + _FULL_S
-            (self._absent.add if lease == "" else self._absent.discard)(limit)
+            self._absent.pop(limit, None)
+            if lease == "":
+                self._absent[limit] = self._clock.monotonic() + _FULL_S
         return (taken, "") if lease is None else ("", lease)
 
     def _take_again(self, run_id: str, held: Hold) -> None:

@@ -19,7 +19,7 @@ from prefect.client.schemas.filters import (
     WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import Abort, ObjectNotFound
 from prefect.logging.loggers import flow_run_logger
 from prefect.states import Cancelled, Running, Scheduled
 
@@ -212,7 +212,7 @@ async def _every(period_s: float, act: Callable[[], Awaitable[None]]) -> None:
         try:
             await act()
             failures = 0
-        except Exception as error:  # noqa: BLE001 - the server or a provider is away: a later turn may see it again
+        except (Exception, Abort) as error:  # noqa: BLE001 - the server or a provider is away: a later turn may see it again
             failures += 1
             _log.warning("%s failed, and is tried again: %s", getattr(act, "__name__", "upkeep"), error)
         await asyncio.sleep(min(period_s * 2**failures, max(period_s, _SLOWEST_S)))

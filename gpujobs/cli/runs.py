@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from gpujobs import ledger_glance
 from gpujobs.cli.opening import find_run, ledger_of, load_settings
 from gpujobs.cli.output import UNKNOWN, Output, money, price
+from gpujobs.errors import BadInput
 from gpujobs.ledger_rows import Run
 from gpujobs.progress import time_text
 
@@ -45,7 +46,12 @@ def status(args: Namespace, out: Output) -> int:
 
     found = load_settings()
     with ledger_of(found) as ledger:
-        run = find_run(ledger, args.run)
+        try:
+            run = find_run(ledger, args.run)
+        except BadInput as error:
+            from gpujobs.cli.waiting import tell_waiting  # noqa: PLC0415 - brings requests
+
+            return tell_waiting(found, args.run, error, out)
         short = summary(run, ledger, found)
         attempts, machines = ledger.attempts(run.id), ledger.machines(run.id)
         events, tasks = ledger.events(run.id), ledger.tasks(run.id)

@@ -68,5 +68,5 @@ def test_tags_of_an_earlier_attempt_give_way_and_those_of_others_stay(host: Host
     run_id = new_run_id()
     open_run(host, recipe_for("autodl", run="true"), run_id=run_id)
     before = ["team:vision", "gpujobs", "backend:matrixdc", "region:x", "nightly"]
-    found = flow_facts.tags(read_facts(host, run_id), before)
+    found = flow_facts.tags(read_facts(host, run_id).names, before)
     assert found == ["gpujobs", "team:vision", "nightly", "recipe:t", "owner:tester", f"run:{run_id}"]

@@ -167,6 +167,39 @@ def test_limit_that_is_used_up_is_asked_for_again_only_some_moments_later(desk: 
     slots.give_back("0123456789")
 
 
+def test_limit_that_is_made_meanwhile_counts_some_moments_later(desk: FixedDesk, tmp_path: Path) -> None:
+    clock = ManualClock()
+    slots = LeasedSlots(desk.api, desk.ledger, tmp_path / "leases.json", driver="here", clock=clock)
+    assert slots.take("0123456789", GPU, 1) == ""
+    desk.ask("POST", "/v2/concurrency_limits/", {"name": LIMIT, "limit": 1, "active": True})
+    try:
+        assert slots.take("1123456789", GPU, 1) == ""
+        assert taken(desk) == 0
+        clock.advance(3.1)
+        assert slots.take("2123456789", GPU, 1) == ""
+        assert taken(desk) == 1
+    finally:
+        desk.ask("DELETE", f"/v2/concurrency_limits/{LIMIT}")
+
+
+@pytest.mark.usefixtures("one_place")
+def test_place_that_is_taken_again_while_its_run_gives_it_back_is_not_kept(
+    desk: FixedDesk, slots: LeasedSlots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = prefect_api.take_lease
+
+    def take_late(api: str, limit: str, count: int, *, lease_s: float) -> str | None:
+        lease = take(api, limit, count, lease_s=lease_s)
+        slots.give_back("0123456789")
+        return lease
+
+    slots.hold("0123456789", GPU, 1)
+    monkeypatch.setattr(prefect_api, "take_lease", take_late)
+    slots._take_again("0123456789", slots._holds["0123456789"])
+    assert taken(desk) == 0
+    assert slots._holds == {}
+
+
 @pytest.mark.usefixtures("one_place")
 def test_places_of_a_run_that_another_host_drives_are_its_own_to_hold(desk: FixedDesk, slots: LeasedSlots) -> None:
     run_id = driven_here(desk)
@@ -191,10 +224,15 @@ def test_server_that_is_away_is_told_later_what_was_given_back(desk: FixedDesk, 
     assert taken(desk) == 0
 
 
-def test_where_the_server_is_away_only_a_limit_that_was_never_there_holds_nobody_up(slots: LeasedSlots) -> None:
+def test_where_the_server_is_away_only_a_limit_that_was_never_there_holds_nobody_up(
+    desk: FixedDesk, tmp_path: Path
+) -> None:
+    clock = ManualClock()
+    slots = LeasedSlots(desk.api, desk.ledger, tmp_path / "leases.json", driver="here", clock=clock)
     assert slots.take("0123456789", "H800", 8) == ""
     slots.give_back("0123456789")
     slots._api = NOBODY
+    clock.advance(3.1)
     assert slots.take("0123456789", "H800", 8) == ""
     assert slots.take("9876543210", GPU, 1).startswith(f"{LIMIT} could not be asked for: ")
 

@@ -1,0 +1,36 @@
+"""How long a host tells a state to a server that does not take it."""
+
+import asyncio
+from uuid import uuid4
+
+import pytest
+from fastapi import FastAPI
+from prefect.exceptions import Abort
+from prefect.states import Completed
+
+from gpujobs import prefect_client
+from gpujobs.prefect_client import REFUSED_S, PatientClient
+from tests.clocks import ManualClock
+
+
+def test_state_that_a_server_refuses_for_an_hour_is_told_no_longer_and_the_log_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, told, refusing = ManualClock(), list[str](), FastAPI()
+
+    @refusing.post("/api/flow_runs/{flow_run_id}/set_state", status_code=500)
+    async def refuse(flow_run_id: str) -> None:
+        """Answer, a quarter of an hour later."""
+        told.append(flow_run_id)
+        clock.advance(REFUSED_S / 4)
+
+    async def tell() -> None:
+        async with PatientClient(refusing, clock=clock) as client:
+            await client.set_flow_run_state(flow_run_id, Completed())
+
+    flow_run_id = uuid4()
+    monkeypatch.setattr(prefect_client, "_FIRST_S", 0.0)
+    with pytest.raises(Abort, match="does not take the state Completed"):
+        asyncio.run(asyncio.wait_for(tell(), 60))
+    assert told == [str(flow_run_id)] * 5
+    assert f"flow run {flow_run_id}: Prefect does not take its state Completed" in caplog.text
