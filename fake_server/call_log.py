@@ -3,8 +3,9 @@
 import json
 import re
 from collections import deque
-from dataclasses import asdict, dataclass
 from typing import Any
+
+from fake_server.rows import CallRow
 
 KEPT_CALLS = 10_000
 _BODY_CHARS = 2_000
@@ -14,41 +15,21 @@ _ASSIGNED = re.compile(r"((?:token|password|passwd|secret|api_?key)\w{0,40}\s{0,
 """Bounded, lest a long body take for ever."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ApiCall:
-    """One call of either cloud's API. `at` is simulated; `endpoint` is "" for a path that the clouds do not have.
-
-    `code` is AutoDL's business code, `fault` the kind of fault that was played, `cut` says that no reply was sent.
-    """
-
-    number: int
-    at: float
-    endpoint: str
-    method: str
-    path: str
-    request: str
-    status: int
-    code: str
-    fault: str
-    cut: bool
-
-
 class CallLog:
     """The latest 10,000 calls; the world's lock guards it."""
 
     def __init__(self) -> None:
-        self.calls: deque[ApiCall] = deque(maxlen=KEPT_CALLS)
+        self.calls: deque[CallRow] = deque(maxlen=KEPT_CALLS)
         self.total = 0
 
-    def add(self, call: ApiCall) -> None:
+    def add(self, call: CallRow) -> None:
         """Append a call."""
         self.calls.append(call)
-        self.total = call.number
+        self.total = call["number"]
 
-    def as_json(self, *, limit: int) -> dict[str, Any]:
-        """Return the number of calls ever made and the latest so many, oldest first."""
-        latest = list(self.calls)[-limit:] if limit else []
-        return {"total": self.total, "calls": [asdict(call) for call in latest]}
+    def latest(self, limit: int = KEPT_CALLS) -> list[CallRow]:
+        """Return copies of the latest so many calls, oldest first."""
+        return [call.copy() for call in list(self.calls)[-limit:]] if limit else []
 
 
 def without_secrets(body: bytes, known: tuple[str, ...]) -> str:

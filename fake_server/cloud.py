@@ -161,8 +161,7 @@ class FakeCloud:
         """Return the latest API calls (10,000 at most), oldest first."""
         ground = self.server.world.ground
         with ground.lock:
-            log = ground.call_log.as_json(limit=len(ground.call_log.calls))
-        return cast("list[CallRow]", log["calls"])
+            return ground.call_log.latest()
 
     def state(self) -> State:
         """Return what is going on now."""

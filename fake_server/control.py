@@ -123,7 +123,7 @@ def _calls(room: _Room) -> Any:
         raise ValueError("limit is a number of calls")
     ground = room.world.ground
     with ground.lock:
-        return ground.call_log.as_json(limit=int(limit))
+        return {"total": ground.call_log.total, "calls": ground.call_log.latest(int(limit))}
 
 
 def _reset(room: _Room) -> Any:

@@ -6,8 +6,8 @@ from datetime import datetime
 from http import HTTPStatus
 from itertools import groupby, islice
 
-from fake_server.call_log import ApiCall
 from fake_server.matrixdc_types import Instance
+from fake_server.rows import CallRow
 from fake_server.truth import MachineTruth
 from fake_server.wire import CHINA
 from fake_server.world import World
@@ -48,7 +48,7 @@ class Happening:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CallRow:
+class CallLine:
     """API calls of one kind in a row: `what` is the published name, `call` the latest one's method and path."""
 
     at: str
@@ -71,7 +71,7 @@ class View:
     gone_count: int
     waiting: Sequence[str]
     events: Sequence[Happening]
-    calls: Sequence[CallRow]
+    calls: Sequence[CallLine]
     call_count: int
     running_cny_per_h: float
     spent_cny: float
@@ -165,15 +165,15 @@ def _touched_at(box: Instance) -> float:
     return box.created_at if box.updated_at is None else box.updated_at
 
 
-def _calls(calls: Sequence[ApiCall]) -> Iterator[CallRow]:
+def _calls(calls: Sequence[CallRow]) -> Iterator[CallLine]:
     """Tell the latest calls, newest first; polls that were answered alike are one row."""
-    alike = groupby(islice(reversed(calls), _CALLS_READ), key=lambda each: (each.endpoint, _answer(each)))
+    alike = groupby(islice(reversed(calls), _CALLS_READ), key=lambda each: (each["endpoint"], _answer(each)))
     for (_, answer), group in islice(alike, _CALLS):
         latest, *others = group
-        call = f"{latest.method} {latest.path}"
-        yield CallRow(
-            at=_clock(latest.at),
-            what=latest.endpoint or call,
+        call = f"{latest['method']} {latest['path']}"
+        yield CallLine(
+            at=_clock(latest["at"]),
+            what=latest["endpoint"] or call,
             call=call,
             answer=answer,
             tone="bad" if _refused(latest) else "good",
@@ -181,13 +181,13 @@ def _calls(calls: Sequence[ApiCall]) -> Iterator[CallRow]:
         )
 
 
-def _answer(each: ApiCall) -> str:
-    answer = "no reply" if each.cut else " ".join(filter(None, (str(each.status), each.code)))
-    return f"{answer}, fault: {each.fault}" if each.fault else answer
+def _answer(each: CallRow) -> str:
+    answer = "no reply" if each["cut"] else " ".join(filter(None, (str(each["status"]), each["code"])))
+    return f"{answer}, fault: {each['fault']}" if each["fault"] else answer
 
 
-def _refused(each: ApiCall) -> bool:
-    return each.cut or each.status >= HTTPStatus.BAD_REQUEST or each.code not in {"", "Success"}
+def _refused(each: CallRow) -> bool:
+    return each["cut"] or each["status"] >= HTTPStatus.BAD_REQUEST or each["code"] not in {"", "Success"}
 
 
 def _stock(world: World) -> Iterator[tuple[str, str, str]]:

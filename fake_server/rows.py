@@ -59,7 +59,10 @@ class Ledger(TypedDict):
 
 
 class CallRow(TypedDict):
-    """One API call, without its secrets."""
+    """One call of either cloud's API, without its secrets. `at` is simulated; `endpoint` is "" for an unknown path.
+
+    `code` is AutoDL's business code, `fault` the kind of fault that was played, `cut` says that no reply was sent.
+    """
 
     number: int
     at: float

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from fake_server.autodl_fleet import CachedDisk
 from fake_server.autodl_types import Ban, Container, Deployment, Event
-from fake_server.call_log import KEPT_CALLS, ApiCall
+from fake_server.call_log import KEPT_CALLS
 from fake_server.matrixdc_types import Instance
 from fake_server.store import FORMAT, Key, Store
 from fake_server.truth import Command, MachineTruth
@@ -58,7 +58,7 @@ class Keeper:
         self._store.save(
             things,
             commands=list(self._new_commands(truth.values())),
-            calls=[json.dumps(asdict(call), ensure_ascii=False) for call in calls],
+            calls=[json.dumps(call, ensure_ascii=False) for call in calls],
         )
         self._calls_saved = log.total
         self._commands_saved.update((machine.id, len(machine.commands)) for machine in truth.values())
@@ -129,7 +129,7 @@ class Keeper:
         for machine, row in self._store.commands():
             ground.truth.machines[machine].commands.append(Command(**row))
         for call in self._store.calls(latest=KEPT_CALLS):
-            ground.call_log.add(ApiCall(**call))
+            ground.call_log.add(call)
         ground.calls.update(dict(self._store.things("meta"))["calls"])
         self._calls_saved = ground.call_log.total
         self._commands_saved = {machine.id: len(machine.commands) for machine in ground.truth.machines.values()}

@@ -106,16 +106,21 @@ class Sshd:
         sock = listener(self._address)
         if isinstance(self._loop, ProxyLoop):
             self._loop.proxies[sock] = self._proxy
-        return await asyncssh.listen(
-            sock=sock,
-            server_factory=lambda: Login(self._inside, self._connections, self._login),
-            server_host_keys=[self._key],
-            encoding=None,
-            line_editor=False,
-            agent_forwarding=False,
-            gss_host=None,
-            compression_algs=["none", "zlib@openssh.com"],
-        )
+        try:
+            return await asyncssh.listen(
+                sock=sock,
+                server_factory=lambda: Login(self._inside, self._connections, self._login),
+                server_host_keys=[self._key],
+                encoding=None,
+                line_editor=False,
+                agent_forwarding=False,
+                gss_host=None,
+                compression_algs=["none", "zlib@openssh.com"],
+            )
+        except BaseException:  # a machine that is stopped while it boots, too
+            self._loop.remove_reader(sock)
+            sock.close()
+            raise
 
     def _shut_door(self) -> None:
         if self._acceptor is not None:

@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 from flask import Blueprint, Response, copy_current_request_context, current_app, g, request
 
-from fake_server.call_log import ApiCall, without_secrets
+from fake_server.call_log import without_secrets
 from fake_server.call_machines import machines_of_call
 from fake_server.faults import Faults
+from fake_server.rows import CallRow
 from fake_server.timings import Guesses
 from fake_server.world import World
 
@@ -83,7 +84,7 @@ def log_call(wire: Wire, reply: Response) -> Response:
     ground = wire.world().ground
     with ground.lock:
         ground.call_log.add(
-            ApiCall(
+            CallRow(
                 number=ground.call_log.total + 1,
                 at=ground.timeline.now(),
                 endpoint=g.get("fake_endpoint", ""),

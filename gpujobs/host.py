@@ -48,6 +48,7 @@ class Timing:
     lease_s: float = 60.0
     guard_s: float = 1.0
     reach_s: float = 0.2  # between the first two looks for a login
+    poll_s: float = 0.5  # between two looks at machines that change
 
 
 class Host:
@@ -138,7 +139,9 @@ class Host:
         backend = self.backend(name)
         with self._lock:
             if backend not in self._watchers:
-                self._watchers[backend] = Watcher(backend, clock=self.clock, dice=self.dice, on_event=self._heard)
+                self._watchers[backend] = Watcher(
+                    backend, clock=self.clock, dice=self.dice, on_event=self._heard, first_s=self.timing.poll_s
+                )
             return self._watchers[backend]
 
     @contextmanager

@@ -25,7 +25,9 @@ hypothesis.settings.register_profile(  # no verdict hangs on how busy this machi
 )
 hypothesis.settings.load_profile("calm")
 
-QUICK = Timing(settle_s=2.0, stop_grace_s=1.0, release_s=20.0, stock_s=0.3, guard_s=0.2, reach_s=0.05, lost_s=20.0)
+QUICK = Timing(
+    settle_s=2.0, stop_grace_s=1.0, release_s=20.0, stock_s=0.3, guard_s=0.2, reach_s=0.05, poll_s=0.1, lost_s=20.0
+)
 
 
 @pytest.fixture(scope="session")

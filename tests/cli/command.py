@@ -12,21 +12,27 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.cli.forks import Forks
+
 Environment = dict[str, str]
+_TIMEOUT_S = 90.0
 
 
 class Cli:
-    """Runs `python -m gpujobs` in a folder and with an environment of its own."""
+    """Runs `python -m gpujobs` in a folder and with an environment of its own, or a fork that is spared its imports."""
 
-    def __init__(self, folder: Path, env: Environment) -> None:
-        self.folder, self.env = folder, env
+    def __init__(self, folder: Path, env: Environment, forks: Forks | None = None) -> None:
+        self.folder, self.env, self._forks = folder, env, forks
         self._started: list[subprocess.Popen[str]] = []
         self.home = Path(env["GPUJOBS_HOME"])
 
     def __call__(self, *args: str, **more: Any) -> "subprocess.CompletedProcess[str]":
-        """Run a command to its end."""
-        options = {"cwd": self.folder, "env": self.env, "capture_output": True, "text": True, "timeout": 90, **more}
-        return subprocess.run([sys.executable, "-m", "gpujobs", *args], check=False, **options)
+        """Run a command to its end; with other options than these in a process of its own."""
+        if self._forks is not None and more.keys() <= {"env", "timeout"}:
+            env, timeout_s = more.get("env", self.env), more.get("timeout", _TIMEOUT_S)
+            return self._forks.run(args, folder=self.folder, env=env, timeout_s=timeout_s)
+        usual = {"cwd": self.folder, "env": self.env, "capture_output": True, "text": True, "timeout": _TIMEOUT_S}
+        return subprocess.run([sys.executable, "-m", "gpujobs", *args], check=False, **(usual | more))
 
     def start(self, *args: str, **more: Any) -> "subprocess.Popen[str]":
         """Start a command whose standard output and error are read while it runs."""

@@ -8,6 +8,7 @@ import pytest
 
 from fake_server.server import FakeServer
 from tests.cli.command import Cli, Environment, Terminal
+from tests.cli.forks import Forks, forking
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -25,12 +26,19 @@ def environment(tmp_path: Path) -> Environment:
     }
 
 
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks | None]:
+    """What spares the commands of these tests their imports; None gives each a process of its own."""
+    with forking() as forks:
+        yield forks
+
+
 @pytest.fixture
-def bare(tmp_path: Path, environment: Environment) -> Iterator[Cli]:
+def bare(tmp_path: Path, environment: Environment, forks: Forks | None) -> Iterator[Cli]:
     """The command where no cloud is set up."""
     folder = tmp_path / "work"
     folder.mkdir()
-    cli = Cli(folder, environment)
+    cli = Cli(folder, environment, forks)
     yield cli
     cli.close()
 

@@ -51,6 +51,11 @@ def cpu_s(command: Sequence[str], env: dict[str, str]) -> float:
 
 
 @pytest.fixture
+def forks() -> None:
+    """Each command is a process of its own: its start is what is looked at."""
+
+
+@pytest.fixture
 def warm(bare: Cli, tmp_path: Path) -> Cli:
     """An installed command: its bytecode is compiled once."""
     bare.env.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -1,7 +1,7 @@
 """A real Prefect server and a real host, started once for these tests as `gpujobs up` starts them."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,14 @@ from gpujobs.ledger import open_ledger
 from gpujobs.settings import Settings
 from tests.cloud import Control
 from tests.prefect.desk import Desk
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Run all tests of the one controller in one process: each more would start its own, and feed it to its end."""
+    for item in items:
+        if "up" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("desk"))
 
 
 def clean_environment(home: Path, fake: FakeServer) -> Mapping[str, str]:

@@ -16,7 +16,7 @@ from gpujobs.prefect_api import run_id_of
 from tests.cloud import Control, recipe_for
 from tests.prefect.desk import Desk, starts_and_left, until
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("prefect-blocks")]
+pytestmark = pytest.mark.timeout(600)
 PATIENCE_S = 60
 
 

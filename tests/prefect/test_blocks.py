@@ -21,7 +21,7 @@ from tests.cloud import Control, recipe_for
 from tests.prefect.desk import Desk, end_host, starts_and_left, until
 from tests.test_notify import Receiver
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("prefect-blocks")]
+pytestmark = pytest.mark.timeout(600)
 
 # As a person would in a script: through Prefect's own client, which checks what the blocks' classes say.
 SAVE = """

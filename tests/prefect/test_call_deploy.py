@@ -19,7 +19,7 @@ from tests.call.project import load, write
 from tests.cloud import Control, recipe_for
 from tests.prefect.desk import Desk, starts_and_left
 
-pytestmark = [pytest.mark.xdist_group("deploy"), pytest.mark.timeout(900)]  # with that group's server
+pytestmark = pytest.mark.timeout(900)
 
 FORMED = """
 from datetime import date

@@ -16,7 +16,7 @@ from tests.call.project import write
 from tests.cloud import Control
 from tests.prefect.desk import FINAL, Desk, until
 
-pytestmark = [pytest.mark.xdist_group("deploy"), pytest.mark.timeout(900)]  # with that group's server
+pytestmark = pytest.mark.timeout(900)
 LIMIT_S = 600
 
 WORK = """

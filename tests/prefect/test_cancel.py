@@ -27,7 +27,7 @@ from gpujobs.worker_deleted import Deleted
 from tests.cloud import BACKENDS, Control, recipe_for
 from tests.prefect.desk import Desk, starts_and_left, until
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("cancel")]
+pytestmark = pytest.mark.timeout(600)
 
 UI_CANCEL = {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": True}
 CREATES = {"autodl": "create_deployment", "matrixdc": "create_instance"}

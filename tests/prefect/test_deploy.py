@@ -19,7 +19,7 @@ from gpujobs.recipe import Recipe
 from tests.cloud import Control, recipe_for
 from tests.prefect.desk import FINAL, Desk, starts_and_left, until
 
-pytestmark = [pytest.mark.xdist_group("deploy"), pytest.mark.timeout(600)]  # a busy machine takes its time
+pytestmark = pytest.mark.timeout(600)  # a busy machine takes its time
 YEARLY = "0 3 1 1 *"
 LONG = "366d"
 

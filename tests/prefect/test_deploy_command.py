@@ -12,7 +12,7 @@ from gpujobs.prefect_api import run_id_of
 from tests.cloud import Control
 from tests.prefect.desk import Desk, starts_and_left
 
-pytestmark = [pytest.mark.xdist_group("deploy"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 RECIPE = """\
 name: {name}

@@ -18,7 +18,7 @@ from gpujobs.shell import connect
 from tests.cloud import Control, recipe_for
 from tests.prefect.desk import Desk, until
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("page")]
+pytestmark = pytest.mark.timeout(600)
 
 WAITS = "echo saved > kept; echo begun; while [ ! -e /root/go ]; do sleep 0.1; done"
 

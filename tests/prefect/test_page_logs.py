@@ -19,7 +19,7 @@ from tests.cloud import Control
 from tests.prefect.desk import Desk, starts_and_left, until
 from tests.prefect.test_page import artifacts, rows
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("retry")]
+pytestmark = pytest.mark.timeout(600)
 
 COUNTS = "i=0; while [ $i -lt 150 ]; do i=$((i + 1)); echo line $i; sleep 0.05; done"
 

@@ -14,7 +14,7 @@ from tests.cloud import Control, recipe_for
 from tests.prefect.desk import Desk, starts_and_left, until
 from tests.prefect.test_page import say_go
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("retry")]
+pytestmark = pytest.mark.timeout(600)
 
 AGAIN = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": "Retry from the UI"}
 

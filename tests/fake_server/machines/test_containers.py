@@ -201,6 +201,20 @@ def answers(host: str, port: int) -> bool:
     return True
 
 
+def test_stop_while_the_ssh_server_opens_leaves_no_socket(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    opening: list[socket.socket] = []
+
+    async def never_done(*, sock: socket.socket, **_: object) -> None:
+        opening.append(sock)
+        await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(asyncssh, "listen", never_done)
+    cloud.containers.start(cloud.spec(), sshd_delay_s=0.01)
+    until(lambda: opening)
+    cloud.containers.stop("one")
+    until(lambda: opening[0].fileno() == -1)
+
+
 def test_host_key_stays_with_the_name_and_differs_between_names(cloud: Cloud) -> None:
     first = cloud.containers.start(cloud.spec())
     other = cloud.containers.start(cloud.spec("two"))
