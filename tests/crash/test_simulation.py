@@ -1,10 +1,10 @@
-"""A run killed at every place, and at sampled pairs of places, with and without faults of the provider's API.
+"""A run killed at every place, and at a slice of all pairs of places, with and without faults of the provider's API.
 
+Two kills that leave the same state have the same future, so each state that a kill leaves is tried once.
 Everything is in this thread and on a clock that only waiting moves, so that each case is the same every time. What
 a failure names is a place: `live(world, dies_at=...)` in a test of its own shows it again.
 """
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,12 +12,13 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from tests.cloud import BACKENDS
+from tests.crash.durable import durable, repeatable
 from tests.crash.faults import FAULTS, Fault, begin_fault
-from tests.crash.lives import RUN, check, check_promises, live, place, reap, recover, strangers_of
+from tests.crash.lives import RUN, check, live, place, reap, recover, strangers_of
+from tests.crash.pairs import states_of
 from tests.crash.world import World, world_of
 
-CHUNKS = 4
-PAIRS = 120  # of each backend
+CHUNKS = 2
 EVERY = 10  # with a fault, every so manieth place, another one for each fault
 
 
@@ -53,11 +54,15 @@ def judge(found: Sequence[str], *, what: str) -> None:
     assert [each for each in found if each] == []
 
 
+def reaped_and_checked(world: World) -> None:
+    reap(world)
+    check(world, succeeded=True)
+
+
 def killed_and_resumed(world: World, dies_at: int) -> None:
     assert live(world, dies_at=dies_at)[0].dead
     recover(world)
-    reap(world)
-    check(world, succeeded=True)
+    reaped_and_checked(world)
 
 
 def killed_and_reaped(world: World, dies_at: int) -> None:
@@ -67,20 +72,55 @@ def killed_and_reaped(world: World, dies_at: int) -> None:
     check(world, ended=False, strangers=strangers)
 
 
-@pytest.mark.parametrize("chunk", range(CHUNKS))
-@pytest.mark.parametrize("after", [killed_and_resumed, killed_and_reaped])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_killed_at_every_place(world: World, after: Callable[[World, int], None], chunk: int) -> None:
-    begin(world)
-    names = live(world)[0].passed
-    found = []
-    step = CHUNKS if after is killed_and_resumed else 2 * CHUNKS
-    for number in range(chunk, len(names), step):
-        begin(world)
-        if after is killed_and_reaped:
+def test_killed_at_every_place_and_left_to_the_reaper(world: World) -> None:
+    with repeatable(world) as again:
+
+        def begin_beside_others() -> None:
+            again()
             strangers_of(world)
-        found.append(tell(f"{number} {place(names[number])}", lambda n=number: after(world, n)))
-    judge(found, what=f"{world.backend}, {after.__name__}, every {step}th of {len(names)} places")
+
+        states, found = states_of(world, begin_beside_others), []
+        for places in states.values():
+            begin_beside_others()
+            found.append(tell(f"{places[0]}", lambda n=places[0]: killed_and_reaped(world, n)))
+    judge(found, what=f"{world.backend}, each state that is left by a kill at {sum(map(len, states.values()))} places")
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_killed_at_every_place_resumed_and_killed_again(world: World, chunk: int) -> None:
+    """In these recoveries each place is struck once at least; all pairs are the work of `tools/pairs.py`."""
+    with repeatable(world) as again:
+        states = states_of(world, again)
+        firsts = [(places[0], state) for state, places in states.items()][chunk::CHUNKS]
+        found = list(_killed_again(world, again, firsts))
+    judge(found, what=f"{world.backend}, {len(firsts)} of {len(states)} states that a kill leaves")
+
+
+def _killed_again(world: World, again: Callable[[], None], firsts: Sequence[tuple[int, str]]) -> Iterator[str]:
+    struck: set[str] = set()
+    met: dict[str, tuple[int, int]] = {}
+    for first, state in firsts:
+        again()
+        assert live(world, dies_at=first)[0].dead
+        assert durable(world) == state, f"{first}: what a process does after its death counts"
+        names = [place(name) for name in recover(world).passed]
+        yield tell(f"{first}", lambda: reaped_and_checked(world))
+        met |= {name: (first, second) for second, name in enumerate(names)}
+        second = next((number for number, name in enumerate(names) if name not in struck), first % len(names))
+        struck.add(names[second])
+        yield tell(f"{first}, then {second}", lambda f=first, s=second: _twice(world, again, f, s))
+    for name in sorted(met.keys() - struck):
+        yield tell(f"{met[name]} {name}", lambda n=name: _twice(world, again, *met[n]))
+
+
+def _twice(world: World, again: Callable[[], None], first: int, second: int) -> None:
+    again()
+    live(world, dies_at=first)
+    assert recover(world, dies_at=second).dead
+    recover(world)
+    reaped_and_checked(world)
 
 
 @pytest.mark.parametrize("number", range(len(FAULTS)))
@@ -95,29 +135,6 @@ def test_killed_at_a_place_while_the_provider_fails(world: World, number: int) -
         after = killed_and_resumed if at // EVERY % 2 else killed_and_reaped
         found.append(tell(f"{at} {place(names[at])}", lambda n=at, act=after: act(world, n)))
     judge(found, what=f"{world.backend}, {' '.join(fault[:2])}, every {EVERY}th of {len(names)} places")
-
-
-@pytest.mark.parametrize("chunk", range(CHUNKS))
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_killed_at_two_places_and_recovered(world: World, chunk: int) -> None:
-    """The second kill strikes the process that recovers from the first; which pairs, a fixed seed draws."""
-    begin(world)
-    names = live(world)[0].passed
-    dice, found = random.Random(f"{world.backend} {chunk}"), []
-    for first in sorted(dice.choices(range(len(names)), k=PAIRS // CHUNKS)):
-        begin(world)
-        second = dice.randrange(len(names) - first + 20)  # it passes about as many as are left, and some again
-        case = f"{first} {place(names[first])}, then {second}"
-        found.append(tell(case, lambda f=first, s=second: _twice(world, f, s)))
-    judge(found, what=f"{world.backend}, pairs of {len(names)} places, chunk {chunk}")
-
-
-def _twice(world: World, first: int, second: int) -> None:
-    live(world, dies_at=first)
-    recover(world, dies_at=second)
-    recover(world)
-    reap(world)
-    check_promises(world, succeeded=True)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
