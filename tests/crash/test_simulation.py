@@ -5,9 +5,11 @@ Everything is in this thread and on a clock that only waiting moves, so that eac
 a failure names is a place: `live(world, dies_at=...)` in a test of its own shows it again.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from zlib import crc32
 
 import pytest
 
@@ -18,7 +20,7 @@ from tests.crash.lives import RUN, check, live, place, reap, recover, strangers_
 from tests.crash.pairs import states_of
 from tests.crash.world import World, world_of
 
-CHUNKS = 2
+CHUNKS = 4
 EVERY = 10  # with a fault, every so manieth place, another one for each fault
 
 
@@ -83,40 +85,42 @@ def test_killed_at_every_place_and_left_to_the_reaper(world: World) -> None:
         states, found = states_of(world, begin_beside_others), []
         for places in states.values():
             begin_beside_others()
-            found.append(tell(f"{places[0]}", lambda n=places[0]: killed_and_reaped(world, n)))
+            found.append(tell(f"{places[0]}", partial(killed_and_reaped, world, places[0])))
     judge(found, what=f"{world.backend}, each state that is left by a kill at {sum(map(len, states.values()))} places")
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_killed_at_every_place_resumed_and_killed_again(world: World, chunk: int) -> None:
-    """In these recoveries each place is struck once at least; all pairs are the work of `tools/pairs.py`."""
+    """Each recovery is killed at a place where no other was yet; all pairs are the work of `tools/pairs.py`."""
+    struck: set[str] = set()
+    found = []
     with repeatable(world) as again:
         states = states_of(world, again)
-        firsts = [(places[0], state) for state, places in states.items()][chunk::CHUNKS]
-        found = list(_killed_again(world, again, firsts))
-    judge(found, what=f"{world.backend}, {len(firsts)} of {len(states)} states that a kill leaves")
+        for state, places in list(states.items())[chunk::CHUNKS]:
+            again()
+            names = _died_and_recovered(world, places[0], state)
+            found.append(tell(f"{places[0]}", partial(reaped_and_checked, world)))
+            second = min(range(len(names)), key=partial(_rank, names, struck, chunk))
+            struck.add(names[second])
+            again()
+            case = f"{places[0]}, then {second} {names[second]}"
+            found.append(tell(case, partial(_killed_twice, world, places[0], second)))
+    judge(found, what=f"{world.backend}, chunk {chunk} of {len(states)} states that a kill leaves")
 
 
-def _killed_again(world: World, again: Callable[[], None], firsts: Sequence[tuple[int, str]]) -> Iterator[str]:
-    struck: set[str] = set()
-    met: dict[str, tuple[int, int]] = {}
-    for first, state in firsts:
-        again()
-        assert live(world, dies_at=first)[0].dead
-        assert durable(world) == state, f"{first}: what a process does after its death counts"
-        names = [place(name) for name in recover(world).passed]
-        yield tell(f"{first}", lambda: reaped_and_checked(world))
-        met |= {name: (first, second) for second, name in enumerate(names)}
-        second = next((number for number, name in enumerate(names) if name not in struck), first % len(names))
-        struck.add(names[second])
-        yield tell(f"{first}, then {second}", lambda f=first, s=second: _twice(world, again, f, s))
-    for name in sorted(met.keys() - struck):
-        yield tell(f"{met[name]} {name}", lambda n=name: _twice(world, again, *met[n]))
+def _died_and_recovered(world: World, dies_at: int, state: str) -> Sequence[str]:
+    assert live(world, dies_at=dies_at)[0].dead
+    assert durable(world) == state, f"{dies_at}: what a process does after its death counts"
+    return [place(name) for name in recover(world).passed]
 
 
-def _twice(world: World, again: Callable[[], None], first: int, second: int) -> None:
-    again()
+def _rank(names: Sequence[str], struck: Container[str], chunk: int, number: int) -> tuple[bool, bool]:
+    """Prefer a place that was not struck, and of those one of this chunk's own share."""
+    return names[number] in struck, crc32(names[number].encode()) % CHUNKS != chunk
+
+
+def _killed_twice(world: World, first: int, second: int) -> None:
     live(world, dies_at=first)
     assert recover(world, dies_at=second).dead
     recover(world)
