@@ -2,7 +2,7 @@
 
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from gpujobs import reaper
@@ -39,6 +39,7 @@ class Life:
     """
 
     dies_at: int | None = None
+    look: "Callable[[Life], object]" = bool  # what is done at each place, before the process may die there
     passed: list[str] = field(default_factory=list)
     dead: bool = False
     thread: int = field(default_factory=threading.get_ident)
@@ -49,6 +50,7 @@ class Life:
         if self.dead:
             raise Killed
         self.passed.append(name)
+        self.look(self)
         if len(self.passed) - 1 == self.dies_at:
             self.dead = True
             raise Killed
@@ -63,9 +65,11 @@ def place(name: str) -> str:
     return f"{when} {door} {rest}"
 
 
-def live(world: World, *, dies_at: int | None = None) -> tuple[Life, Outcome | None]:
+def live(
+    world: World, *, dies_at: int | None = None, look: Callable[[Life], object] = bool
+) -> tuple[Life, Outcome | None]:
     """Drive the run in a new process, to its end or to its death."""
-    life, host, outcome = Life(dies_at), world.host(), None
+    life, host, outcome = Life(dies_at, look), world.host(), None
     with armed(life):
         try:
             open_run(host, the_recipe(world), run_id=RUN)
@@ -87,10 +91,10 @@ def the_recipe(world: World) -> Recipe:
     return recipe_for(world.backend, **{**plain, **world.parts})
 
 
-def recover(world: World, *, dies_at: int | None = None) -> Life:
+def recover(world: World, *, dies_at: int | None = None, look: Callable[[Life], object] = bool) -> Life:
     """Take the run up again once its dead driver's lease has run out."""
     world.clock.move(DEAD_S)
-    return live(world, dies_at=dies_at)[0]
+    return live(world, dies_at=dies_at, look=look)[0]
 
 
 def reap(world: World) -> None:

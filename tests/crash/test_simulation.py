@@ -1,23 +1,26 @@
-"""A run killed at every place, and at sampled pairs of places, with and without faults of the provider's API.
+"""A run killed at every place, and at a slice of all pairs of places, with and without faults of the provider's API.
 
+Two kills that leave the same state have the same future, so each state that a kill leaves is tried once.
 Everything is in this thread and on a clock that only waiting moves, so that each case is the same every time. What
 a failure names is a place: `live(world, dies_at=...)` in a test of its own shows it again.
 """
 
-import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from zlib import crc32
 
 import pytest
 
 from tests.cloud import BACKENDS
+from tests.crash.durable import durable, repeatable
 from tests.crash.faults import FAULTS, Fault, begin_fault
-from tests.crash.lives import RUN, check, check_promises, live, place, reap, recover, strangers_of
+from tests.crash.lives import RUN, check, live, place, reap, recover, strangers_of
+from tests.crash.pairs import states_of
 from tests.crash.world import World, world_of
 
 CHUNKS = 4
-PAIRS = 120  # of each backend
 EVERY = 10  # with a fault, every so manieth place, another one for each fault
 
 
@@ -53,11 +56,15 @@ def judge(found: Sequence[str], *, what: str) -> None:
     assert [each for each in found if each] == []
 
 
+def reaped_and_checked(world: World) -> None:
+    reap(world)
+    check(world, succeeded=True)
+
+
 def killed_and_resumed(world: World, dies_at: int) -> None:
     assert live(world, dies_at=dies_at)[0].dead
     recover(world)
-    reap(world)
-    check(world, succeeded=True)
+    reaped_and_checked(world)
 
 
 def killed_and_reaped(world: World, dies_at: int) -> None:
@@ -67,20 +74,57 @@ def killed_and_reaped(world: World, dies_at: int) -> None:
     check(world, ended=False, strangers=strangers)
 
 
-@pytest.mark.parametrize("chunk", range(CHUNKS))
-@pytest.mark.parametrize("after", [killed_and_resumed, killed_and_reaped])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_killed_at_every_place(world: World, after: Callable[[World, int], None], chunk: int) -> None:
-    begin(world)
-    names = live(world)[0].passed
-    found = []
-    step = CHUNKS if after is killed_and_resumed else 2 * CHUNKS
-    for number in range(chunk, len(names), step):
-        begin(world)
-        if after is killed_and_reaped:
+def test_killed_at_every_place_and_left_to_the_reaper(world: World) -> None:
+    with repeatable(world) as again:
+
+        def begin_beside_others() -> None:
+            again()
             strangers_of(world)
-        found.append(tell(f"{number} {place(names[number])}", lambda n=number: after(world, n)))
-    judge(found, what=f"{world.backend}, {after.__name__}, every {step}th of {len(names)} places")
+
+        states, found = states_of(world, begin_beside_others), []
+        for places in states.values():
+            begin_beside_others()
+            found.append(tell(f"{places[0]}", partial(killed_and_reaped, world, places[0])))
+    judge(found, what=f"{world.backend}, each state that is left by a kill at {sum(map(len, states.values()))} places")
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_killed_at_every_place_resumed_and_killed_again(world: World, chunk: int) -> None:
+    """Each recovery is killed at a place where no other was yet; all pairs are the work of `tools/pairs.py`."""
+    struck: set[str] = set()
+    found = []
+    with repeatable(world) as again:
+        states = states_of(world, again)
+        for state, places in list(states.items())[chunk::CHUNKS]:
+            again()
+            names = _died_and_recovered(world, places[0], state)
+            found.append(tell(f"{places[0]}", partial(reaped_and_checked, world)))
+            second = min(range(len(names)), key=partial(_rank, names, struck, chunk))
+            struck.add(names[second])
+            again()
+            case = f"{places[0]}, then {second} {names[second]}"
+            found.append(tell(case, partial(_killed_twice, world, places[0], second)))
+    judge(found, what=f"{world.backend}, chunk {chunk} of {len(states)} states that a kill leaves")
+
+
+def _died_and_recovered(world: World, dies_at: int, state: str) -> Sequence[str]:
+    assert live(world, dies_at=dies_at)[0].dead
+    assert durable(world) == state, f"{dies_at}: what a process does after its death counts"
+    return [place(name) for name in recover(world).passed]
+
+
+def _rank(names: Sequence[str], struck: Container[str], chunk: int, number: int) -> tuple[bool, bool]:
+    """Prefer a place that was not struck, and of those one of this chunk's own share."""
+    return names[number] in struck, crc32(names[number].encode()) % CHUNKS != chunk
+
+
+def _killed_twice(world: World, first: int, second: int) -> None:
+    live(world, dies_at=first)
+    assert recover(world, dies_at=second).dead
+    recover(world)
+    reaped_and_checked(world)
 
 
 @pytest.mark.parametrize("number", range(len(FAULTS)))
@@ -95,29 +139,6 @@ def test_killed_at_a_place_while_the_provider_fails(world: World, number: int) -
         after = killed_and_resumed if at // EVERY % 2 else killed_and_reaped
         found.append(tell(f"{at} {place(names[at])}", lambda n=at, act=after: act(world, n)))
     judge(found, what=f"{world.backend}, {' '.join(fault[:2])}, every {EVERY}th of {len(names)} places")
-
-
-@pytest.mark.parametrize("chunk", range(CHUNKS))
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_killed_at_two_places_and_recovered(world: World, chunk: int) -> None:
-    """The second kill strikes the process that recovers from the first; which pairs, a fixed seed draws."""
-    begin(world)
-    names = live(world)[0].passed
-    dice, found = random.Random(f"{world.backend} {chunk}"), []
-    for first in sorted(dice.choices(range(len(names)), k=PAIRS // CHUNKS)):
-        begin(world)
-        second = dice.randrange(len(names) - first + 20)  # it passes about as many as are left, and some again
-        case = f"{first} {place(names[first])}, then {second}"
-        found.append(tell(case, lambda f=first, s=second: _twice(world, f, s)))
-    judge(found, what=f"{world.backend}, pairs of {len(names)} places, chunk {chunk}")
-
-
-def _twice(world: World, first: int, second: int) -> None:
-    live(world, dies_at=first)
-    recover(world, dies_at=second)
-    recover(world)
-    reap(world)
-    check_promises(world, succeeded=True)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,0 +1,36 @@
+"""A run killed at every place, and again at every place of its recovery; counts what was covered and what broke.
+
+    python tools/pairs.py [--backend autodl] [--fault create-lost_reply] [--part 1 --parts 4] [--every 1]
+
+Exit code 1 where a promise was broken. A pair that is named is shown again by `live(world, dies_at=FIRST)` and
+`recover(world, dies_at=SECOND)`.
+"""
+
+import argparse
+import sys
+from importlib import import_module
+from pathlib import Path
+
+PROJECT = Path(__file__).parent.parent
+
+
+def main() -> int:
+    """Kill, judge, and tell."""
+    sys.path.insert(0, str(PROJECT))
+    pairs = import_module("tests.crash.pairs")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--backend", choices=("autodl", "matrixdc"), default="autodl")
+    parser.add_argument("--fault", choices=sorted(pairs.NAMED), help="what goes wrong at the provider meanwhile")
+    parser.add_argument("--part", type=int, default=1, help="judge this part of the states after a second kill")
+    parser.add_argument("--parts", type=int, default=1, help="of so many")
+    parser.add_argument("--every", type=int, default=1, help="follow each so manieth of the states after a first kill")
+    given = parser.parse_args()
+    chosen = {"part": given.part, "parts": given.parts, "every": given.every}
+    with pairs.kills_of(given.backend, pairs.NAMED.get(given.fault), **chosen) as kills:
+        figures = kills.kill(lambda line: print(line, file=sys.stderr, flush=True))
+    print("\n".join((f"{given.backend}, {given.fault or 'no fault'}", *figures.lines())))
+    return 1 if figures.found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
