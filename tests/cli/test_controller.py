@@ -286,7 +286,7 @@ def test_ls_says_where_runs_stand_and_cost_sums_them(cli: Cli) -> None:
 
 
 def test_the_fake_runs_in_a_home_of_its_own(cli: Cli) -> None:
-    assert sorted(path.name for path in cli.home.iterdir()) == ["fake"]
+    assert sorted(path.name for path in cli.home.iterdir()) == [".gpujobsignore", "fake"]
     done = subprocess.run(
         [sys.executable, "-m", "gpujobs", "ls"],
         env={**cli.env, "GPUJOBS_HOME": str(cli.folder / "other")},
