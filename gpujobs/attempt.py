@@ -1,5 +1,6 @@
 """One attempt: its phases on one machine, each of which may be entered again and goes on from what it finds."""
 
+import json
 import logging
 import posixpath
 from collections.abc import Callable, Sequence
@@ -37,6 +38,7 @@ _log = logging.getLogger(__name__)
 _NOT_BEGUN = frozenset({"absent", "installed"})
 _HEARTBEAT_S = 60.0
 _ROUNDING_CNY = 0.005
+KIND = "kind"  # of the run, beside its recipe in what the machine keeps of it
 WORKING = "working"  # an attempt's state in the ledger once its command may have been started
 _FOUND = frozenset({MachineStatus.BOOTING, MachineStatus.RUNNING})
 
@@ -140,7 +142,7 @@ class Attempt:
             secrets={name: settings.secret(name) for name in recipe.secrets},
             max_duration_s=self._allowed_s(),
             idle_s=recipe.idle_duration,
-            about=recipe.model_dump_json(),
+            about=json.dumps({**recipe.model_dump(mode="json"), KIND: self.job.run.kind}),
         )
 
     def _allowed_s(self) -> int:

@@ -47,7 +47,7 @@ class FleetRun(Crew):
             recipe = for_fleet(common, workdir=workdir, files=files, python=python)
             with shared_host(self._settings) as host:
                 check_local(host, recipe)
-                lifecycle.open_run(host, recipe, run_id=self.run_id)
+                lifecycle.open_run(host, recipe, run_id=self.run_id, kind="fleet")
         except BaseException:
             shutil.rmtree(self.folder.path, ignore_errors=True)
             raise

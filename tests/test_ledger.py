@@ -452,6 +452,26 @@ def test_a_snapshot_is_found_by_tag_or_as_the_latest_of_its_name(rented: Ledger)
     assert rented.snapshots() == [new, old]
 
 
+# Kinds
+
+
+def test_runs_of_an_older_ledger_get_the_kind_that_their_recipes_tell(ledger: Ledger, url: str) -> None:
+    recipes = {
+        "job": r'''{"run": "echo \"matrix\":{\"a", "matrix":{},"tasks":[]}''',
+        "fleet": r'''{"run":"# the machines of a fleet of gpujobs: tasks come to them over SSH\ngj_refuse"}''',
+        "tasks": r'''{"matrix":{},"tasks":[{"LR":"1"}],"run":"true"}''',
+        "matrix": r'''{"matrix":{"LR":["1"]},"tasks":[],"run":"true"}''',
+    }
+    for name, text in recipes.items():
+        ledger.add_run(a_run(name, recipe_json=text, kind="fleet"))
+    with ledger._database.engine.connect().execution_options(writes=True) as connection, connection.begin():
+        connection.exec_driver_sql("ALTER TABLE runs DROP COLUMN kind")
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0003'")
+    with open_ledger(url) as migrated:
+        kinds = {run.id: run.kind for run in migrated.list_runs()}
+    assert kinds == {"job": "job", "fleet": "fleet", "tasks": "tasks", "matrix": "tasks"}
+
+
 # Tasks
 
 
@@ -477,6 +497,15 @@ def test_tasks_are_written_once_and_told_by_their_indices(rented: Ledger) -> Non
         rented.update_task("k3x9", 250, state="running")
 
 
+def test_tasks_are_written_over_those_of_their_numbers_many_at_once(rented: Ledger) -> None:
+    found = [TaskRecord(run_id="k3x9", number=number, parameters='{"f": "\\u0000"}') for number in range(600)]
+    rented.put_tasks(found)
+    ended = [replace(one, state="failed", tries=1, error="x", began_at=NOW, ended_at=NOW) for one in found[::2]]
+    rented.put_tasks(ended)
+    assert rented.tasks("k3x9") == sorted([*found[1::2], *ended], key=lambda one: one.number)
+    rented.put_tasks([])
+
+
 def test_who_lost_the_run_writes_no_task(rented: Ledger) -> None:
     rented.add_tasks([TaskRecord(run_id="k3x9", number=0)])
     token = rented.claim_run("k3x9", "a", lease_s=-1, now=NOW)
@@ -484,4 +513,6 @@ def test_who_lost_the_run_writes_no_task(rented: Ledger) -> None:
     rented.claim_run("k3x9", "b", lease_s=60, now=NOW)
     with pytest.raises(Busy):
         rented.held("k3x9", token).update_task("k3x9", 0, state="succeeded")
+    with pytest.raises(Busy):
+        rented.held("k3x9", token).put_tasks([TaskRecord(run_id="k3x9", number=0, state="succeeded")])
     assert rented.tasks("k3x9")[0].state == "waiting"
