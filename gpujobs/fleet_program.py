@@ -14,6 +14,7 @@ from gpujobs.call_job import shared_host
 from gpujobs.call_recipe import for_fleet
 from gpujobs.clock import StopToken
 from gpujobs.errors import Cancelled, GpujobsError, LetGo, MachineLost
+from gpujobs.fleet_book import Book
 from gpujobs.fleet_run import Crew, Log
 from gpujobs.fleet_task import Task
 from gpujobs.host import Host
@@ -38,6 +39,7 @@ class FleetRun(Crew):
         self._reporter = reporter
         self.stop = StopToken()
         self.over = threading.Event()
+        self.book = Book(run_id)
 
     def begin(self, common: Recipe, *, workdir: str, python: str) -> None:
         """Write the run down and begin to drive it; raises BadInput before anything is rented."""
@@ -90,9 +92,16 @@ class FleetRun(Crew):
             self._ending, self.error = True, failed
         self._fail_all(failed or MachineLost(f"run {self.run_id} ended without it"))
         self.dealer.close()
+        if not isinstance(failed, LetGo):
+            self._end_book()
         shutil.rmtree(self.folder.path / CALL_FOLDER, ignore_errors=True)
         self.over.set()
         _fleets.discard(self)
+
+    def _end_book(self) -> None:
+        """Write down how the last calls ended; the run is over, whatever comes of it."""
+        with suppress(GpujobsError), shared_host(self._settings) as host:
+            self.book.write(host.ledger)
 
     def _drive_as(self, host: Host, recipe: Recipe) -> GpujobsError | None:
         run = host.ledger.get_run(self.run_id)
@@ -106,7 +115,8 @@ class FleetRun(Crew):
             reporter=reporter,
             machines=self._machines,
         )
-        failed = self.work(job)
+        with self.book.kept(host.ledger):
+            failed = self.work(job)
         if isinstance(failed, LetGo):
             return failed
         if any(record.id is None for record in host.ledger.machines(self.run_id)):

@@ -63,11 +63,10 @@ def run_tasks(job: Job) -> None:
 
 def end_tasks(job: Job, failed: GpujobsError) -> None:
     """Write down that the tasks which are not over will not be done."""
-    now = job.host.clock.now()
-    for row in job.host.ledger.tasks(job.run.id):
-        if row.state in _OPEN:
-            state = "lost" if isinstance(failed, MachineLost) and row.state == "running" else "cancelled"
-            job.host.ledger.update_task(job.run.id, row.number, state=state, error=str(failed), ended_at=now)
+    ledger, lost, now = job.host.ledger, isinstance(failed, MachineLost), job.host.clock.now()
+    left = [row for row in ledger.tasks(job.run.id) if row.state in _OPEN]
+    states = {"running": "lost" if lost else "cancelled", "waiting": "cancelled"}
+    ledger.put_tasks([replace(row, state=states[row.state], error=str(failed), ended_at=now) for row in left])
 
 
 def of_machines(recipe: Recipe, files: Path | None = None) -> Recipe:

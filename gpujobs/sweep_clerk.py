@@ -9,17 +9,8 @@ from datetime import datetime
 from functools import partial
 from typing import BinaryIO, Unpack
 
-from gpujobs.errors import (
-    BadResult,
-    Cancelled,
-    GpujobsError,
-    LetGo,
-    MachineLost,
-    OverLimit,
-    TransferFailed,
-    Unreachable,
-)
-from gpujobs.fleet_task import Task
+from gpujobs.errors import BadResult, GpujobsError, LetGo, TransferFailed
+from gpujobs.fleet_task import Task, state_after
 from gpujobs.host import describe_bug
 from gpujobs.ledger_rows import TaskChanges
 from gpujobs.renting import Job
@@ -89,7 +80,7 @@ class Clerk:
     def failed(self, number: int, error: BaseException) -> None:
         """Note why a task was not done; nothing where this process only lets go of the run."""
         if not isinstance(error, LetGo):
-            self._acts.put(partial(self._end, number, self._now(), state=_state(error), error=str(error)))
+            self._acts.put(partial(self._end, number, self._now(), state=state_after(error), error=str(error)))
 
     def _work(self) -> None:
         for act in iter(self._acts.get, None):
@@ -132,9 +123,3 @@ class Clerk:
         why = f": {changes['error']}" if changes.get("error") else ""
         told = f"task {number} {changes['state']}{why} ({self._over} of {self._all} over)"
         self._job.reporter.phase("run", told)
-
-
-def _state(error: BaseException) -> str:
-    if isinstance(error, Cancelled | OverLimit):
-        return "cancelled"
-    return "lost" if isinstance(error, MachineLost | Unreachable) else "failed"

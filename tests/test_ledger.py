@@ -457,10 +457,10 @@ def test_a_snapshot_is_found_by_tag_or_as_the_latest_of_its_name(rented: Ledger)
 
 def test_runs_of_an_older_ledger_get_the_kind_that_their_recipes_tell(ledger: Ledger, url: str) -> None:
     recipes = {
-        "job": r'''{"run": "echo \"matrix\":{\"a", "matrix":{},"tasks":[]}''',
-        "fleet": r'''{"run":"# the machines of a fleet of gpujobs: tasks come to them over SSH\ngj_refuse"}''',
-        "tasks": r'''{"matrix":{},"tasks":[{"LR":"1"}],"run":"true"}''',
-        "matrix": r'''{"matrix":{"LR":["1"]},"tasks":[],"run":"true"}''',
+        "job": r"""{"run": "echo \"matrix\":{\"a", "matrix":{},"tasks":[]}""",
+        "fleet": r"""{"run":"# the machines of a fleet of gpujobs: tasks come to them over SSH\ngj_refuse"}""",
+        "tasks": r"""{"matrix":{},"tasks":[{"LR":"1"}],"run":"true"}""",
+        "matrix": r"""{"matrix":{"LR":["1"]},"tasks":[],"run":"true"}""",
     }
     for name, text in recipes.items():
         ledger.add_run(a_run(name, recipe_json=text, kind="fleet"))
