@@ -124,7 +124,7 @@ class Place:
 
     def ask(self, method: str, path: str, body: object = None) -> Any:
         """Call the API, again while it is too busy."""
-        while (reply := requests.request(method, self.api + path, json=body, timeout=60)).status_code == 503:
+        while (reply := requests.request(method, self.api + path, json=body, timeout=600)).status_code == 503:
             time.sleep(0.3)
         reply.raise_for_status()
         return reply.json() if reply.content else None

@@ -45,12 +45,21 @@ def check_local(host: Host, recipe: Recipe) -> None:
     for what, path in [("workdir", recipe.workdir), *(("file_mounts", path) for path in recipe.file_mounts.values())]:
         if path and not Path(path).exists():
             raise BadInput(f"{what}: {path} does not exist on this machine; make it, or mend the recipe")
+        if path and _holds_all_of_you(Path(path)):
+            raise BadInput(
+                f"{what}: {path} is your home folder or above it, with keys and tokens that a machine must not have; "
+                "name your project's folder, or write a .gpujobsignore there"
+            )
     if recipe.workdir and not Path(recipe.workdir).is_dir():
         raise BadInput(f"workdir: {recipe.workdir} is a file; name its folder")
     if flaw := flaw_of_all({**recipe.envs, **{name: host.settings.secret(name) for name in recipe.secrets}}):
         raise BadInput(f"envs and secrets: {flaw}")
     for name in recipe.notify:
         host.settings.notice_url(name)
+
+
+def _holds_all_of_you(folder: Path) -> bool:
+    return Path.home().resolve().is_relative_to(folder.resolve()) and not (folder / ".gpujobsignore").exists()
 
 
 def make_plan(host: Host, recipe: Recipe) -> Plan:

@@ -128,11 +128,14 @@ class Settings:
 
 
 def load() -> Settings:
-    """Read the settings; raises BadInput that names the variable or the line to mend. Makes the home, 0700."""
+    """Read the settings; raises BadInput that names the variable or the line to mend.
+
+    Makes the home, 0700, which never goes up to a machine with a workdir that it lies in.
+    """
     path = _config()
     config = _read(path)
     home = Path(os.environ.get("GPUJOBS_HOME") or _text(config, "home") or _default_home()).expanduser()
-    private_folder(home)
+    _keep_here(private_folder(home))
     return Settings(
         home=home,
         database_url=os.environ.get("GPUJOBS_DATABASE_URL")
@@ -166,6 +169,14 @@ def private_folder(path: Path) -> Path:
         for folder in (*reversed(missing), path):
             folder.mkdir(mode=0o700, exist_ok=True)
     return path
+
+
+def _keep_here(home: Path) -> None:
+    """Have a folder ignored by whoever sends up one that it lies in: keys and the ledger stay on this computer."""
+    ignore = home / ".gpujobsignore"
+    if not ignore.exists():
+        with open(ignore, "w", opener=private_opener, encoding="utf-8") as file:
+            file.write("*\n")
 
 
 def private_opener(path: str, flags: int) -> int:

@@ -11,8 +11,10 @@ import pytest
 from fake_server.server import FakeServer
 from gpujobs import settings as gpujobs_settings
 from gpujobs.host import Host, Timing
+from gpujobs.ledger import Ledger, open_ledger
 from gpujobs.settings import Settings
 from tests.cloud import Control
+from tests.ledger_values import a_machine, a_run, an_attempt
 from tests.servers import Postgresql, postgresql
 
 for _sign in (signal.SIGHUP, signal.SIGQUIT):
@@ -39,6 +41,20 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/home/ledger.db"
     return str(request.getfixturevalue("postgres").new_schema())
+
+
+@pytest.fixture
+def ledger(database_url: str) -> Iterator[Ledger]:
+    with open_ledger(database_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def rented(ledger: Ledger) -> Ledger:
+    ledger.add_run(a_run())
+    ledger.add_attempt(an_attempt())
+    ledger.intend(a_machine())
+    return ledger
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 from gpujobs import settings
 from gpujobs.errors import BadInput
 from gpujobs.settings import Account, Settings, private_folder, private_opener
+from gpujobs.transfer_pack import survey
 from tests.kept import Kept
 
 NAMES = [
@@ -275,3 +276,13 @@ def test_a_relative_home_gives_a_ledger_with_an_absolute_path(monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GPUJOBS_HOME", "here")
     assert settings.load().database_url == f"sqlite:///{tmp_path}/here/ledger.db"
+
+
+def test_the_home_never_goes_up_with_a_folder_that_it_lies_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("")
+    monkeypatch.setenv("GPUJOBS_HOME", str(tmp_path / "project" / "jobs"))
+    home = settings.load().home
+    (home / "ssh").mkdir()
+    (home / "ssh" / "aaaa111111").write_text("a key")
+    assert [entry.path for entry in survey(tmp_path) if "jobs" in entry.path] == ["project/jobs"]
+    assert stat.S_IMODE((home / ".gpujobsignore").stat().st_mode) == 0o600

@@ -36,8 +36,19 @@ def ledger_of(found: Settings) -> Iterator["Ledger"]:
 def find_run(ledger: "Ledger", word: str) -> Run:
     """Give the run that `word` means: an id or its start, a name (the latest so called), or - for the latest of all."""
     if word != "-":
-        return ledger.get_run(word)
+        try:
+            return ledger.get_run(word)
+        except BadInput as error:
+            if _is_fake(word):
+                raise BadInput(f"run {word} is on the fake cloud; say it with --fake") from error
+            raise
     latest = ledger.list_runs(limit=1)
     if not latest:
         raise BadInput("there are no runs yet; start one with: gpujobs submit recipe.yaml")
     return latest[0]
+
+
+def _is_fake(word: str) -> bool:
+    """Say whether the home that --fake has within ours knows a run of that id."""
+    runs = settings.load().home / "fake" / "runs"
+    return runs.is_dir() and word in (run.name for run in runs.iterdir())

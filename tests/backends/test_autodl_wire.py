@@ -10,65 +10,10 @@ from gpujobs.backends._autodl_wire import AutoDLClient, provider
 from gpujobs.backends._http import Door
 from gpujobs.errors import Ambiguous, BadCredentials, GpujobsError, NoCapacity, NotFound, Refused, Unavailable
 from gpujobs.settings import Account
+from tests.backends.autodl_values import CONTAINER, DEPLOYMENT, ok, page
 from tests.backends.clouds import TOKEN, Answer, Request, canned
 from tests.clocks import ManualClock
 
-CONTAINER = {
-    "id": 195,
-    "uuid": "53a677bb3e281b8-f94411a60c-63c24009",
-    "data_center": "westDC2",
-    "machine_id": "f94411a60c",
-    "deployment_uuid": "da497aea1eb8343",
-    "status": "running",
-    "gpu_name": "TITAN Xp",
-    "gpu_num": 1,
-    "cpu_num": 4,
-    "memory_size": 2147483648,
-    "image_uuid": "image-db8346e037",
-    "price": 1881,
-    "info": {
-        "ssh_command": "ssh -p 21305 root@region-1.autodl.com",
-        "root_password": "canary-password",
-        "service_6006_port_url": "https://region-1.autodl.com:21294",
-        "service_6008_port_url": "region-1.autodl.com:21295",
-    },
-    "started_at": "2022-12-13T16:43:03+08:00",
-    "stopped_at": None,
-    "created_at": "2022-12-13T16:42:50+08:00",
-    "updated_at": "2022-12-13T16:43:03+08:00",
-}
-DEPLOYMENT = {
-    "id": 214,
-    "uid": 58,
-    "uuid": "53a677bb3e281b8",
-    "name": "xxxx",
-    "deployment_type": "Container",
-    "status": "stopped",
-    "replica_num": 1,
-    "parallelism_num": 1,
-    "reuse_container": True,
-    "service_port_protocol": "http",
-    "starting_num": 0,
-    "running_num": 0,
-    "finished_num": 2,
-    "image_uuid": "image-db8346e037",
-    "template": {
-        "region_sign": "",
-        "dc_list": ["westDC2", "westDC3"],
-        "gpu_name_set": ["Tesla V100-SXM2-32GB"],
-        "gpu_num": 1,
-        "image_uuid": "image-db8346e037",
-        "cmd": "sleep 100",
-        "memory_size_from": 1073741824,
-        "memory_size_to": 274877906944,
-        "price_from": 10,
-        "price_to": 9000,
-    },
-    "price_estimates": 0,
-    "created_at": "2023-01-05T20:34:07+08:00",
-    "updated_at": "2023-01-05T20:34:07+08:00",
-    "stopped_at": None,
-}
 HOST = {
     "created_at": "2025-03-25T17:42:55+08:00",
     "data_center": "westDC2",
@@ -77,14 +22,6 @@ HOST = {
     "msg": "slow",
     "updated_at": "2025-03-25T17:48:11+08:00",
 }
-
-
-def ok(data: Any) -> Answer:
-    return Answer(body={"code": "Success", "msg": "", "data": data})
-
-
-def page(*items: Any) -> Answer:
-    return ok({"list": list(items), "page_index": 1, "page_size": 10, "offset": 0, "max_page": 1})
 
 
 def client_at(url: str) -> AutoDLClient:

@@ -67,6 +67,13 @@ def test_commands_that_ask_no_cloud_start_nothing(faked: Cli) -> None:
     assert not (faked.home / "fake" / "fake.json").exists()
 
 
+def test_its_run_that_is_asked_for_without_it_is_known_to_be_on_it(faked: Cli) -> None:
+    (faked.home / "fake" / "runs" / "aaaa111111").mkdir(parents=True, mode=0o700)
+    done = faked("status", "aaaa111111")
+    assert (done.returncode, done.stderr) == (2, "gpujobs: run aaaa111111 is on the fake cloud; say it with --fake\n")
+    assert "no run 'aaaa'" in faked("status", "aaaa").stderr
+
+
 def test_one_that_cannot_start_is_told_with_the_place_of_its_output(faked: Cli) -> None:
     (faked.home / "fake").mkdir(parents=True, mode=0o700)
     (faked.home / "fake" / "state").write_text("a file where its folder should be")

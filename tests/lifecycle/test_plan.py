@@ -1,6 +1,7 @@
 """The plan: what would be rented, in which order, at what price, and why not."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -91,3 +92,22 @@ def test_what_is_missing_here_is_refused_by_name(host: Host) -> None:
     ]:
         with pytest.raises(errors.BadInput, match=said):
             check_local(host, Recipe.model_validate({**recipe().model_dump(), **parts}))
+
+
+def test_a_whole_home_folder_does_not_go_up_unless_its_owner_said_what_of_it(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "somebody"
+    (home / "project").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    whole = [
+        {"workdir": str(home)},
+        {"workdir": str(tmp_path)},
+        {"file_mounts": {"./all": str(home)}},
+    ]
+    for parts in whole:
+        with pytest.raises(errors.BadInput, match="is your home folder or above it"):
+            check_local(host, Recipe.model_validate({**recipe().model_dump(), **parts}))
+    check_local(host, Recipe.model_validate({**recipe().model_dump(), "workdir": str(home / "project")}))
+    (home / ".gpujobsignore").write_text(".ssh\n")
+    check_local(host, Recipe.model_validate({**recipe().model_dump(), "workdir": str(home)}))

@@ -2,11 +2,13 @@
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from fake_server.containers import Containers, ContainerSpec
 from gpujobs.models import Access
+from gpujobs.runner import Runner
 from gpujobs.shell import Shell
 from tests.sshd.machines import PASSWORD, Server, skip_without_sshd
 from tests.sshd.openssh import OpenSsh
@@ -68,3 +70,20 @@ def place(shell: Shell) -> str:
     name = path.removeprefix("~/").replace("'", "'\\''")
     shell.check(f"""mkdir "$HOME"/'{name}'""", what="making a folder")
     return path
+
+
+@pytest.fixture
+def runner(shell: Shell, place: str) -> Iterator[Runner]:
+    runner = Runner(shell, base=place, name="gj-me-abcd-1")
+    yield runner
+    if runner.status().phase in {"setup", "running"}:
+        runner.cancel(0)
+
+
+@pytest.fixture
+def before(tmp_path: Path) -> Path:
+    """A place here where something stands already."""
+    folder = tmp_path / "out" / "result"
+    folder.mkdir(parents=True)
+    (folder / "old").write_text("old")
+    return folder
