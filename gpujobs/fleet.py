@@ -22,7 +22,7 @@ from gpujobs.fleet_book import parameters_of
 from gpujobs.fleet_call import CallTask, pack_task
 from gpujobs.fleet_program import FleetRun
 from gpujobs.ledger import open_ledger
-from gpujobs.models import Reporter
+from gpujobs.models import Machine, Reporter
 from gpujobs.recipe import Recipe
 
 _P = ParamSpec("_P")
@@ -87,6 +87,11 @@ class Fleet(Executor):
         """What the fleet has cost so far, in CNY; None while that is not known."""
         with open_ledger(self._database_url) as ledger:
             return ledger.cost_cny(self.run_id)
+
+    @property
+    def machines(self) -> Sequence[Machine]:
+        """The machines that are rented now; `gpujobs ssh RUN --attempt N` logs in to the one whose name ends with N."""
+        return self._run.machines
 
     @property
     def folder(self) -> Path:

@@ -9,9 +9,10 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import BinaryIO, cast
 
 from gpujobs.errors import GpujobsError, MachineLost, RemoteFailure, Unreachable
@@ -58,6 +59,10 @@ class Link:
     def put_task(self, task: Task) -> None:
         """Send a task."""
         self.out.append(_framed(task))
+
+    def left_there(self) -> Mapping[Path, Mapping[str, str]]:
+        """Say what its tasks may have written by now, as `Task.left_there` does."""
+        return {place: names for task in list(self.tasks.values()) for place, names in task.left_there().items()}
 
     def renew(self, shell: Shell | None, stream: Stream | None) -> None:
         """Begin with another stream, or none."""

@@ -9,7 +9,7 @@ from concurrent.futures import BrokenExecutor
 from contextlib import suppress
 
 from gpujobs import ending, lifecycle
-from gpujobs.call_files import CALL_FOLDER, write_fleet
+from gpujobs.call_files import write_fleet
 from gpujobs.call_job import shared_host
 from gpujobs.call_recipe import for_fleet
 from gpujobs.clock import StopToken
@@ -23,7 +23,7 @@ from gpujobs.news import NewsWriter
 from gpujobs.plan import check_local
 from gpujobs.recipe import Recipe
 from gpujobs.renting import Job
-from gpujobs.run_folder import RunFolder
+from gpujobs.run_folder import CALL_FOLDER, RunFolder
 from gpujobs.settings import Settings
 
 

@@ -3,7 +3,7 @@
 import json
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -79,6 +79,10 @@ class Task(ABC):
 
     def put_back(self) -> None:  # noqa: B027 - as above
         """Hear that its machine was lost, and that it waits again."""
+
+    def left_there(self) -> Mapping[Path, Mapping[str, str]]:
+        """Say what to bring home of it where its machine is told to end: by a folder here, names and paths there."""
+        return {}
 
     @abstractmethod
     def finish(self, outcome: BinaryIO) -> None:

@@ -355,7 +355,8 @@ class _Life:
             self._ledger.update_attempt(row.name, ended_at=self._clock.now(), state="failed", error="it was never made")
             return
         self._tries += 1
-        self._attempt = Attempt(self._job, machine)
+        left_there = partial(sweep.left_on, self._job, row.name)
+        self._attempt = Attempt(self._job, machine, left_there=left_there)
         self._attempt.work_began = row.state == WORKING
         self._job.reporter.note(f"going on with {machine.name} ({machine.backend} {machine.id})")
 

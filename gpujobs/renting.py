@@ -32,6 +32,7 @@ class Job:
     stop: StopToken
     reporter: Reporter
     machines: int = 1  # so many at a time: what is left of the budget is for all of them
+    worked_s: float = 0.0  # of max_duration, by machines of the run that another process drove
     log_name: str = LOG  # where the attempt's log is kept in the run's folder
     numbering: threading.Lock = field(default_factory=threading.Lock)  # one attempt gets its number at a time
 

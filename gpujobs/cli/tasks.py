@@ -1,7 +1,6 @@
 """A run's tasks: their table for people, their list for JSON, and the recipe that does again those that failed."""
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -13,11 +12,11 @@ from gpujobs.ledger import Ledger
 from gpujobs.ledger_rows import ENDED, Run, TaskRecord
 from gpujobs.progress import time_text
 from gpujobs.recipe import Recipe
+from gpujobs.task_words import counts_in_words
 
 _SHOWN_CHARS = 24
 _ERROR_CHARS = 60
 _SHOWN_ROWS = 200  # of a longer table only what is at work, or went wrong
-_STATES = ("waiting", "running", "succeeded", "failed", "lost", "cancelled")
 
 
 def tasks_value(rows: Sequence[TaskRecord]) -> Sequence[Mapping[str, Any]]:
@@ -57,12 +56,6 @@ def show_tasks(rows: Sequence[TaskRecord], out: Output) -> None:
     ]
     head = ("TASK", "STATE", *variables, "ATTEMPT", "TRIES", "TOOK", "EXIT", *metrics, "")
     out.table(head, table, none="")
-
-
-def counts_in_words(rows: Sequence[TaskRecord]) -> str:
-    """Say how many tasks are in which state."""
-    counts = Counter(row.state for row in rows)
-    return f"{len(rows)} tasks: " + ", ".join(f"{counts[state]} {state}" for state in _STATES if counts[state])
 
 
 def failed_tasks(ledger: Ledger, run: Run) -> Recipe:

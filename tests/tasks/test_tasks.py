@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,14 @@ import pytest
 from gpujobs import fleet_run
 from gpujobs.cli.tasks import failed_tasks
 from gpujobs.clock import StopToken
-from gpujobs.errors import BadInput, Busy
+from gpujobs.errors import BadInput, Busy, Cancelled
 from gpujobs.host import Host
 from gpujobs.ledger_rows import TaskRecord
 from gpujobs.lifecycle import Outcome, execute, new_run_id, open_run
 from gpujobs.recipe import Recipe
+from gpujobs.run_folder import RunFolder
 from tests.clocks import REAL_LIMIT_S, eventually
-from tests.cloud import Control, Memory, recipe_for
+from tests.cloud import BACKENDS, Control, Memory, recipe_for
 from tests.conftest import QUICK
 from tests.ledger_values import a_run
 
@@ -132,12 +134,77 @@ def test_the_tasks_of_a_lost_machine_go_again_elsewhere(host: Host, control: Con
     assert (len(control.machines()), control.left()) == (2, [])
 
 
-def test_a_cancel_ends_the_tasks_that_are_left(host: Host, control: Control) -> None:
-    with running(host, recipe_for("autodl", tasks=3, run=HOLD), StopToken()) as (run_id, ended):
-        eventually(lambda: states(host, run_id)[:2] == ["succeeded", "running"], what="the second task is at work")
+HOLD_WITH_FILES = """
+    mkdir out && echo "half of $GPUJOBS_TASK_INDEX" >out/half && echo '{"loss": 0.5}' >metrics.json && echo begun
+    [ $GPUJOBS_TASK_INDEX != 0 ] || exit 0
+    trap 'echo told >out/told; exit 9' TERM
+    while true; do sleep 0.1; done
+"""
+
+
+def cancelled_at_work(host: Host, backend: str) -> tuple[Outcome, str]:
+    """Cancel a run whose second task is at work and has written; give its outcome and its id."""
+    recipe = recipe_for(backend, tasks=3, run=HOLD_WITH_FILES, outputs={"result": "out"})
+    with running(host, recipe, StopToken()) as (run_id, ended):
+        log = RunFolder(host.settings.runs / run_id).log
+        eventually(lambda: log.exists() and b"[1] begun" in log.read_bytes(), what="the second task is at work")
         host.ledger.request_cancel(run_id, host.clock.now())
-    assert (ended[0].state, ended[0].exit_code) == ("cancelled", 4)
-    assert states(host, run_id) == ["succeeded", "cancelled", "cancelled"]
+    return ended[0], run_id
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_cancel_ends_the_tasks_and_brings_home_what_they_have_written(
+    backend: str, host: Host, control: Control
+) -> None:
+    outcome, run_id = cancelled_at_work(host, backend)
+    assert (outcome.state, outcome.exit_code) == ("cancelled", 4)
+    rows = host.ledger.tasks(run_id)
+    assert [row.state for row in rows] == ["succeeded", "cancelled", "cancelled"]
+    home = outcome.outputs["task-1"]
+    assert sorted(str(path.relative_to(home)) for path in home.rglob("*") if path.is_file()) == [
+        "metrics.json",
+        "output.log",
+        "result/half",
+        "result/told",
+    ]
+    assert (home / "result" / "half").read_text() == "half of 1\n"
+    assert (home / "output.log").read_bytes().startswith(b"begun\n")
+    assert (rows[1].metrics, home.stat().st_mode & 0o777) == ('{"loss": 0.5}', 0o700)
+    assert "task-2" not in outcome.outputs
+    assert [path.name for path in home.parent.iterdir() if path.name.startswith(".")] == []
+    assert (len(control.machines()), control.left()) == (1, [])
+
+
+def test_who_ends_the_run_of_a_dead_process_brings_home_what_its_tasks_have_written(
+    host: Host, control: Control
+) -> None:
+    stop = StopToken()
+    recipe = recipe_for("matrixdc", tasks=2, run=HOLD_WITH_FILES, outputs={"result": "out"})
+    with running(host, recipe, stop) as (run_id, _):
+        log = RunFolder(host.settings.runs / run_id).log
+        eventually(lambda: log.exists() and b"[1] begun" in log.read_bytes(), what="the second task is at work")
+        stop.stop(Busy("another has it"))
+    cancel = StopToken()
+    cancel.stop(Cancelled("by the reaper"))
+    outcome = execute(host, run_id, stop=cancel, reporter=Memory())
+    assert (outcome.state, states(host, run_id)[1]) == ("cancelled", "cancelled")
+    assert (outcome.outputs["task-1"] / "result" / "half").read_text() == "half of 1\n"
+    assert host.ledger.tasks(run_id)[1].metrics == '{"loss": 0.5}'
+    assert control.left() == []
+
+
+def test_max_duration_counts_from_the_first_machine_whoever_goes_on(host: Host, control: Control) -> None:
+    stop = StopToken()
+    recipe = recipe_for("matrixdc", tasks=2, run="sleep 6000", max_duration="1h")
+    with running(host, recipe, stop) as (run_id, _):
+        eventually(lambda: "running" in states(host, run_id), what="a task is at work")
+        stop.stop(Busy("another has it"))
+    [machine] = host.ledger.machines(run_id)
+    host.ledger.update_machine(machine.name, running_at=host.clock.now() - timedelta(hours=2))
+    outcome = execute(host, run_id, stop=StopToken(), reporter=Memory())
+    assert (outcome.state, outcome.exit_code) == ("failed", 5)
+    assert "max_duration (3600 s) was reached" in outcome.error
+    assert states(host, run_id) == ["cancelled", "cancelled"]
     assert (len(control.machines()), control.left()) == (1, [])
 
 
