@@ -30,6 +30,7 @@ _TICK_S, _FULL_S = 1.0, 0.01
 _TURNS = 64  # so often one machine is listened to before the others are
 _PULSE_S = 60.0
 _SMALL_BYTES = 2**16  # a result above that waits on the disk
+_MOST_BREAKS = 5  # of a machine that is never heard in between: what ends its streams at once will not mend
 _MEND_S = 5.0  # after a stream's end, for the work's own end to be seen
 
 
@@ -46,6 +47,7 @@ class Link:
         self.shell: Shell | None = None
         self.stream: Stream | None = None
         self.broken_at: float | None = None
+        self.breaks = 0  # of its streams, since it was ready
         self.heard = bytearray()
         self.out: deque[Iterator[bytes]] = deque()
         self.piece = b""
@@ -235,6 +237,9 @@ class Dealer:
         """Wait for the work's own end, or for another connection."""
         self._forget(link)
         link.broken_at = time.monotonic()
+        link.breaks += link.shell is not None and link.shell.alive  # a lost connection is no fault of its Python
+        if link.breaks >= _MOST_BREAKS:
+            link.distrust(MachineLost(f"{link.name}: {link.breaks} streams of tasks ended, and nothing came of them"))
 
     def _forget(self, link: Link) -> None:
         stream, shell = link.stream, link.shell
@@ -294,7 +299,7 @@ class Dealer:
 
     def _catch_up(self, link: Link, known: frozenset[int]) -> None:
         """Send again what was lost with an earlier stream."""
-        link.ready = link.served = True
+        link.ready, link.served, link.breaks = True, True, 0
         for task in link.tasks.values():
             if task.number not in known:
                 link.put_task(task)

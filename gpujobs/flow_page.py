@@ -37,7 +37,7 @@ BRIEF_S = 5.0  # a run that is over by then is told of once: each call costs its
 END_S = 20.0  # for telling the end, once the machine is gone: on SQLite a call that meets another writer is sent again
 _SLOWEST_S = 30.0  # between two tries of what fails
 _NOT_FOUND = 404
-_TASKS_S = 10.0  # between two tellings of tasks that end: their table is told as a whole
+_TASKS_S = 10.0  # between two looks at a run's tasks: their table is told as a whole, where it has changed
 _SHOWN = ("boot", "push")  # phases at whose beginning there is something new to show: a machine, its services
 
 _log = logging.getLogger(__name__)
@@ -55,8 +55,7 @@ class Page:
         self._moves = Moves(client, flow_run.id)
         self._phase, self._thread = "", f"gpujobs-{run_id}-page"
         self._began_s = time.monotonic()
-        self._tasks_told_s = self._began_s
-        self._tasks_ended = False  # since their table was told
+        self._told_s, self._has_tasks = self._began_s, False
         self._stale = self._reachable = False  # the facts have changed; the machine can be asked for its services
         self._addresses: Mapping[str, str] = {}
         self._told: dict[str, Any] = {}
@@ -67,7 +66,6 @@ class Page:
     def phase(self, name: str, detail: str) -> None:
         """Send an event when a phase begins."""
         self._reporter.phase(name, detail)
-        self._tasks_ended |= name == "run"
         if name != self._phase:
             self._phase = name
             self._moves.end_all()
@@ -133,10 +131,9 @@ class Page:
         if self._reachable:
             self._addresses = await in_thread(self._services, name=self._thread)
             self._reachable = False
-        self._stale |= self._tasks_ended and time.monotonic() - self._tasks_told_s >= _TASKS_S
+        self._stale |= self._has_tasks and time.monotonic() - self._told_s >= _TASKS_S
         if self._stale:
-            self._stale = self._tasks_ended = False
-            self._tasks_told_s = time.monotonic()
+            self._stale, self._told_s = False, time.monotonic()
             try:
                 await self._tell_facts(await in_thread(lambda: read_facts(self._host, self._run_id), name=self._thread))
             except Exception:
@@ -150,7 +147,7 @@ class Page:
             artifact_key(name, "summary"), "markdown", flow_facts.summary(facts), flow_facts.in_short(facts)
         )
         if facts.tasks:
-            rows = json.dumps(task_table(facts.tasks, self._host.clock.now()), ensure_ascii=False)
+            self._has_tasks, rows = True, json.dumps(task_table(facts.tasks), ensure_ascii=False)
             await self._put(artifact_key(name, "tasks"), "table", rows, counts_in_words(facts.tasks))
         links = artifact_key(name, "links")
         if self._addresses or links in await self._made():

@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from gpujobs.ledger_rows import TaskRecord
@@ -18,15 +17,18 @@ def counts_in_words(rows: Sequence[TaskRecord]) -> str:
     return f"{len(rows)} tasks: " + ", ".join(f"{counts[state]} {state}" for state in _STATES if counts[state])
 
 
-def task_table(rows: Sequence[TaskRecord], now: datetime) -> list[dict[str, Any]]:
-    """Give a row for each task; what says most stands first, since a page shows some five columns."""
+def task_table(rows: Sequence[TaskRecord]) -> list[dict[str, Any]]:
+    """Give a row for each task; what says most stands first, since a page shows some five columns.
+
+    It is the same as long as no task begins or ends, so that it need not be sent again.
+    """
     return [
         {
             "task": row.number,
             "state": row.state,
             "parameters": _pairs(json.loads(row.parameters)),
             "metrics": _pairs(json.loads(row.metrics)),
-            "seconds": _took_s(row, now),
+            "seconds": _took_s(row),
             "attempt": row.machine.rpartition("-")[2],
             "tries": row.tries,
             "exit code": "" if row.exit_code is None else row.exit_code,
@@ -36,8 +38,10 @@ def task_table(rows: Sequence[TaskRecord], now: datetime) -> list[dict[str, Any]
     ]
 
 
-def _took_s(row: TaskRecord, now: datetime) -> float | str:
-    return "" if row.began_at is None else round(((row.ended_at or now) - row.began_at).total_seconds(), 1)
+def _took_s(row: TaskRecord) -> float | str:
+    if row.began_at is None or row.ended_at is None:
+        return ""
+    return round((row.ended_at - row.began_at).total_seconds(), 1)
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
