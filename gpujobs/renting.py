@@ -101,18 +101,7 @@ def rent(job: Job, choice: Choice) -> Machine:
         if job.run.kind == "job":  # the machines of others have a log each
             job.folder.set_log_aside(number - 1)
         job.stop.raise_if_stopped()
-        now, bound = host.clock.now(), price_bound(job.recipe, offer.price_cny_per_h)
-        attempt = AttemptRow(
-            run_id=job.run.id,
-            number=number,
-            name=name,
-            backend=offer.backend,
-            region=offer.region,
-            offer_json=json.dumps(asdict(offer), ensure_ascii=False),
-            state="running",
-            started_at=now,
-        )
-        write_intent(host.ledger, attempt, price_cny_per_h=bound, at=now)
+        _write_intent(job, choice, name, number)
     try:
         machine = _create(job, backend, choice, name)
     except GpujobsError as error:
@@ -156,6 +145,22 @@ def write_intent(
             intent_at=at,
         )
     )
+
+
+def _write_intent(job: Job, choice: Choice, name: str, number: int) -> None:
+    offer, now = choice.offer, job.host.clock.now()
+    attempt = AttemptRow(
+        run_id=job.run.id,
+        number=number,
+        name=name,
+        backend=offer.backend,
+        region=offer.region,
+        offer_json=json.dumps(asdict(offer), ensure_ascii=False),
+        state="running",
+        started_at=now,
+    )
+    bound = price_bound(job.recipe, offer.price_cny_per_h)
+    write_intent(job.host.ledger, attempt, price_cny_per_h=bound, at=now)
 
 
 def _create(job: Job, backend: Backend, choice: Choice, name: str) -> Machine:
