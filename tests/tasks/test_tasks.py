@@ -1,5 +1,7 @@
 """The tasks of a recipe are one run with one bill: each is done, told of, and done again where its machine was lost."""
 
+import hashlib
+import io
 import json
 import threading
 from collections.abc import Iterator
@@ -13,16 +15,20 @@ import pytest
 from gpujobs import fleet_run
 from gpujobs.cli.tasks import failed_tasks
 from gpujobs.clock import StopToken
-from gpujobs.errors import BadInput, Busy, Cancelled
+from gpujobs.ending import keep_in_store
+from gpujobs.errors import BadInput, Busy, Cancelled, JobFailed
 from gpujobs.host import Host
-from gpujobs.ledger_rows import TaskRecord
+from gpujobs.ledger_rows import Kind, TaskRecord
 from gpujobs.lifecycle import Outcome, execute, new_run_id, open_run
 from gpujobs.recipe import Recipe
-from gpujobs.run_folder import RunFolder
+from gpujobs.renting import Job
+from gpujobs.run_folder import RunFolder, attempt_log
+from gpujobs.store import Store
+from gpujobs.sweep_clerk import Clerk
 from tests.clocks import REAL_LIMIT_S, eventually
 from tests.cloud import BACKENDS, Control, Memory, recipe_for
 from tests.conftest import QUICK
-from tests.ledger_values import a_run
+from tests.ledger_values import a_run, an_attempt
 
 HOLD = "[ $GPUJOBS_TASK_INDEX = 0 ] || sleep 6000"
 
@@ -232,6 +238,38 @@ def test_who_takes_up_the_run_of_a_dead_process_does_only_what_is_left(host: Hos
     assert (outcome.state, states(host, run_id)) == ("succeeded", ["succeeded"] * 3)
     assert [row.machine.rpartition("-")[2] for row in host.ledger.tasks(run_id)] == ["1", "2", "2"]
     assert (len(control.machines()), control.left()) == (2, [])
+
+
+def job_of(host: Host, recipe: Recipe, *, kind: Kind = "tasks") -> Job:
+    open_run(host, recipe, run_id="k3x9", kind=kind)
+    return Job(host=host, run=host.ledger.get_run("k3x9"), recipe=recipe, stop=StopToken(), reporter=Memory())
+
+
+def test_what_comes_after_the_clerk_has_failed_is_closed_all_the_same(host: Host) -> None:
+    job = job_of(host, recipe_for("autodl", tasks=2))
+    clerk, left = Clerk(job), io.BytesIO(b"rubbish")
+    clerk.failed(7, JobFailed("of no task that the ledger knows"))
+    clerk.came(0, left)
+    clerk.start()
+    clerk.close()
+    assert "no task 7" in str(clerk.error)
+    assert (left.closed, job.stop.error) == (True, clerk.error)
+
+
+def test_logs_of_a_fleets_machines_are_put_into_the_store_though_the_runs_log_has_them_all(
+    host: Host, tmp_path: Path
+) -> None:
+    job = job_of(host, recipe_for("autodl"), kind="fleet")
+    host.store = Store(f"file://{tmp_path}/store")
+    for number, text in ((1, b"one\n"), (2, b"two\n")):
+        (job.folder.path / attempt_log(number)).write_bytes(text)
+        attempt = replace(an_attempt("k3x9", number), log_sha256=hashlib.sha256(text).hexdigest())
+        host.ledger.add_attempt(attempt)
+    job.folder.log.write_bytes(b"one\ntwo\n")
+    keep_in_store(job)
+    kept = host.store.manifest("k3x9")
+    assert kept is not None
+    assert {"output.log", "attempt-1.log", "attempt-2.log"} <= set(kept.files)
 
 
 @pytest.mark.parametrize(
