@@ -20,7 +20,8 @@ from gpujobs.errors import (
     OverLimit,
     ProviderError,
 )
-from gpujobs.fleet_deal import Dealer, Link
+from gpujobs.fleet_deal import Dealer
+from gpujobs.fleet_link import Link
 from gpujobs.fleet_task import Task
 from gpujobs.host import describe_bug
 from gpujobs.models import Machine
