@@ -185,14 +185,14 @@ class _Life:
             failed = yield from self._attempts_until_one_counts()
         return failed
 
-    def _end_dead_fleet(self, unfinished: list[AttemptRow]) -> Generator[Step, None, GpujobsError | None]:
+    def _end_dead_fleet(self, unfinished: list[AttemptRow]) -> Generator[Step, None, GpujobsError]:
         """End what nobody can go on with: a fleet's tasks are in the memory of the process that drives it."""
         job, why = self._job, "the process that had the fleet is dead, and so are its tasks"
-        failed = (yield from self._end_fleet(unfinished, why)) or MachineLost(why)
+        failed = yield from self._end_fleet(unfinished, why)
         sweep.end_tasks(job, failed)
         return failed
 
-    def _end_fleet(self, unfinished: list[AttemptRow], why: str) -> Generator[Step, None, GpujobsError | None]:
+    def _end_fleet(self, unfinished: list[AttemptRow], why: str) -> Generator[Step, None, GpujobsError]:
         """Release what a fleet had rented: its tasks were in the memory of the process that drove it."""
         failed = self._job.stop.error or MachineLost(why)
         for row in unfinished:
