@@ -95,9 +95,12 @@ def peer(python: Path, name: str, folder: str) -> Iterator[Callable[[], float]]:
 
 def ssh_to(pool: "Fleet", folder: str) -> tuple[list[str], str]:
     """Give the options of ssh and scp for the fleet's one machine, with our own key, and its user and host."""
-    (machine,) = pool._run._crew  # noqa: SLF001 - the address is nobody's business but a benchmark's
-    assert machine.attempt is not None
-    access = machine.attempt.backend.access(machine.attempt._line.machine)  # noqa: SLF001 - as above
+    from gpujobs import settings  # noqa: PLC0415 - the machine imports this file too, and has no gpujobs
+    from gpujobs.host import Host  # noqa: PLC0415 - as above
+
+    (machine,) = pool.machines
+    with Host.open(settings.load()) as host:
+        access = host.backend(machine.backend).access(machine)
     assert access is not None
     options = ["StrictHostKeyChecking=no", f"UserKnownHostsFile={folder}/known", "IdentitiesOnly=yes", "LogLevel=ERROR"]
     words = [

@@ -13,18 +13,23 @@ from typing import Any
 from pydantic import ValidationError
 
 from gpujobs import reaper
-from gpujobs.attempt import WORKING
+from gpujobs.attempt import KIND, WORKING
 from gpujobs.backends import Backend
 from gpujobs.errors import BadInput, GpujobsError, RemoteFailure
 from gpujobs.host import Host
-from gpujobs.ledger_rows import ENDED, Attempt, MachineRecord, Run
+from gpujobs.ledger_rows import ENDED, Attempt, Run
 from gpujobs.models import Machine
 from gpujobs.recipe import Recipe
+from gpujobs.renting import write_intent
 from gpujobs.run_folder import RunFolder
 from gpujobs.runner import Phase, Runner
 from gpujobs.settings import Account, private_folder
 from gpujobs.shell import Shell, connect, make_key
 
+_NOT_ALONE = {
+    "tasks": "which of its recipe's tasks are done stood in the lost ledger alone; submit the recipe again",
+    "fleet": "it is a fleet's, whose tasks are in the memory of the program that rented it, and die with that",
+}
 _RECIPE_BYTES = 4 * 1024 * 1024
 _BEGUN = frozenset({"setup", "running", "ended", "lost"})
 
@@ -113,9 +118,16 @@ def _told(shell: Shell, backend: Backend, name: str) -> tuple[Phase, Recipe | No
 def _harmless(text: bytes) -> Recipe:
     """Read a recipe as a machine tells it: nothing of this computer goes up for it, and nothing more is rented."""
     try:
-        told = Recipe.model_validate_json(text)
+        found = json.loads(text)
+        if not isinstance(found, dict):
+            raise RemoteFailure("its recipe cannot be read: it is no mapping")
+        if why := _NOT_ALONE.get(str(found.pop(KIND, ""))):
+            raise RemoteFailure(why)
+        told = Recipe.model_validate_json(json.dumps(found))
     except ValidationError as error:
         raise RemoteFailure(f"its recipe cannot be read: {error.error_count()} values are wrong") from error
+    except (ValueError, RecursionError) as error:
+        raise RemoteFailure(f"its recipe cannot be read: {error}") from error
     changes: dict[str, Any] = {
         "workdir": "",
         "file_mounts": {},
@@ -159,30 +171,18 @@ def _write_attempt(host: Host, one: Finding, recipe: Recipe, *, over: bool) -> N
     """Write the attempt as one whose work was started, so that it is followed; `over`: a later one is."""
     machine, now = one.machine, host.clock.now()
     gpu, count = recipe.resources.wanted[0]
-    host.ledger.add_attempt(
-        Attempt(
-            run_id=one.run_id,
-            number=one.attempt,
-            name=machine.name,
-            backend=machine.backend,
-            region=machine.region,
-            offer_json=json.dumps({"gpu": gpu, "gpu_count": count}, ensure_ascii=False),
-            state=WORKING,
-            phase="run",
-            started_at=machine.created_at or now,
-            ended_at=now if over else None,
-        )
+    attempt = Attempt(
+        run_id=one.run_id,
+        number=one.attempt,
+        name=machine.name,
+        backend=machine.backend,
+        region=machine.region,
+        offer_json=json.dumps({"gpu": gpu, "gpu_count": count}, ensure_ascii=False),
+        state=WORKING,
+        phase="run",
+        started_at=machine.created_at or now,
+        ended_at=now if over else None,
     )
-    host.ledger.intend(
-        MachineRecord(
-            name=machine.name,
-            run_id=one.run_id,
-            attempt=one.attempt,
-            backend=machine.backend,
-            region=machine.region,
-            price_cny_per_h=machine.price_cny_per_h,
-            host_key=one.host_key,
-            intent_at=machine.created_at or now,
-        )
-    )
+    since, price = machine.created_at or now, machine.price_cny_per_h
+    write_intent(host.ledger, attempt, price_cny_per_h=price, at=since, host_key=one.host_key)
     host.ledger.record_created(machine.name, machine.id, unit=machine.unit, created_at=machine.created_at)

@@ -1,9 +1,10 @@
 """One attempt: its phases on one machine, each of which may be entered again and goes on from what it finds."""
 
+import json
 import logging
 import posixpath
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -29,19 +30,23 @@ from gpujobs.models import ImageRef, Machine, MachineStatus
 from gpujobs.plan import price_bound
 from gpujobs.renting import Job
 from gpujobs.runner import ExitRecord, Runner, RunSpec
+from gpujobs.settings import private_folder
 from gpujobs.shell import Shell
 from gpujobs.store_folder import growing
 from gpujobs.transfer import pull, push_file, push_folder
+from gpujobs.transfer_place import discard, fresh_folder, swap, tidy
 
 _log = logging.getLogger(__name__)
 _NOT_BEGUN = frozenset({"absent", "installed"})
 _HEARTBEAT_S = 60.0
 _ROUNDING_CNY = 0.005
+KIND = "kind"  # of the run, beside its recipe in what the machine keeps of it
 WORKING = "working"  # an attempt's state in the ledger once its command may have been started
 _FOUND = frozenset({MachineStatus.BOOTING, MachineStatus.RUNNING})
 
 
 Beside = Callable[[Shell, str], AbstractContextManager[object]]
+LeftThere = Callable[[], Mapping[Path, Mapping[str, str]]]
 
 
 def _nothing(_shell: Shell, _work: str) -> AbstractContextManager[object]:
@@ -51,12 +56,16 @@ def _nothing(_shell: Shell, _work: str) -> AbstractContextManager[object]:
 class Attempt:
     """One try of a job on one machine. Each phase is a method: in order, and any of them again after a crash."""
 
-    def __init__(self, job: Job, machine: Machine, *, beside: Beside | None = None) -> None:
+    def __init__(
+        self, job: Job, machine: Machine, *, beside: Beside | None = None, left_there: LeftThere = dict
+    ) -> None:
         """Take a machine that the provider has given.
 
         `beside` is what goes on while the work runs: a context for each connection, with the folder of the work.
+        `left_there` says what else than the outputs to bring home where the work is ended: by a folder here, names
+        in it and where in the work's folder they are.
         """
-        self._beside = beside or _nothing
+        self._beside, self._left_there = beside or _nothing, left_there
         self.job, self.name, self.backend = job, machine.name, job.host.backend(machine.backend)
         self.exit: ExitRecord | None = None
         self.work_began = False
@@ -140,7 +149,7 @@ class Attempt:
             secrets={name: settings.secret(name) for name in recipe.secrets},
             max_duration_s=self._allowed_s(),
             idle_s=recipe.idle_duration,
-            about=recipe.model_dump_json(),
+            about=json.dumps({**recipe.model_dump(mode="json"), KIND: self.job.run.kind}),
         )
 
     def _allowed_s(self) -> int:
@@ -156,14 +165,18 @@ class Attempt:
         """Give `max_duration`, or the seconds that are left of the budget if that is less; None: nobody knows these."""
         job, ledger = self.job, self.job.host.ledger
         if job.recipe.budget is None:
-            return job.recipe.max_duration
+            return self._most_s
         record = ledger.machine(self.name)
         price = price_bound(job.recipe, record.price_cny_per_h if record else None)
         if record is None or price is None:
             return None
         left = job.recipe.budget - teardown.spent_cny(job.host, job.recipe, job.run.id)
         allowed_s = int(left / (price * job.machines) * 3600)
-        return min(job.recipe.max_duration, allowed_s)
+        return min(self._most_s, allowed_s)
+
+    @property
+    def _most_s(self) -> int:
+        return max(1, self.job.recipe.max_duration - round(self.job.worked_s))
 
     # run
 
@@ -175,7 +188,7 @@ class Attempt:
         self.work_began = True
         self.job.host.ledger.update_attempt(self.name, state=WORKING)
         recipe, left_s = self.job.recipe, self._left_s()
-        limit_s = (recipe.max_duration if left_s is None else max(0, left_s)) + self.job.host.timing.overrun_s
+        limit_s = (self._most_s if left_s is None else max(0, left_s)) + self.job.host.timing.overrun_s
         limit = "max_duration" if recipe.budget is None else "max_duration or the budget"
         over = OverLimit(f"the work was still running after {limit_s:.0f} s, past {limit}; it was stopped")
         with self._line.bounded(limit_s, lambda: self._line.stop.stop(over)), self._log_in_store():
@@ -232,6 +245,11 @@ class Attempt:
             )
 
     @property
+    def machine(self) -> Machine:
+        """The machine, as the provider described it last."""
+        return self._line.machine
+
+    @property
     def _exit(self) -> ExitRecord:
         if self.exit is None:
             raise RemoteFailure(f"{self.name} has no record of how its work ended")
@@ -280,7 +298,7 @@ class Attempt:
         missing = []
         for name, remote in self.job.recipe.outputs.items():
             try:
-                self._line.insist(partial(self._pull_one, name, remote))
+                self._line.insist(partial(self._pull_one, self.job.folder.outputs / name, remote))
             except Missing:
                 missing.append(f"{name} ({remote})")
         return missing
@@ -297,11 +315,26 @@ class Attempt:
                 if self.exit is None:
                     self._end_the_work()
                 missing = self._pull_all()
+                self._pull_left()
             except (Unreachable, MachineLost, TransferFailed, RemoteFailure) as error:
                 self.job.reporter.note(f"not everything could be pulled: {error}")
             else:
                 if missing:
                     self.job.reporter.note(f"outputs that the command did not write: {', '.join(missing)}")
+
+    def _pull_left(self) -> None:
+        for place, names in self._left_there().items():
+            tidy(place)
+            fresh = fresh_folder(place)
+            new = private_folder(fresh / "new")
+            try:
+                for name, remote in names.items():
+                    with suppress(Missing):
+                        self._line.insist(partial(self._pull_one, new / name, remote))
+            finally:
+                if any(new.iterdir()):
+                    swap(new, place)
+                discard(fresh)
 
     def _end_the_work(self) -> None:
         """Send TERM, then KILL, and fetch the rest of the log."""
@@ -310,8 +343,8 @@ class Attempt:
         self._line.insist(self._follow)
         self._note_exit()
 
-    def _pull_one(self, name: str, remote: str, shell: Shell) -> None:
-        told, clock, runner = self._progress(f"downloading {name}"), self.job.host.clock, self._runner(shell)
+    def _pull_one(self, local: Path, remote: str, shell: Shell) -> None:
+        told, clock, runner = self._progress(f"downloading {local.name}"), self.job.host.clock, self._runner(shell)
         beaten_at = clock.monotonic()
 
         def progress(done: int, total: int | None) -> None:
@@ -322,7 +355,6 @@ class Attempt:
                 runner.heartbeat()
 
         runner.heartbeat()
-        local = self.job.folder.outputs / name
         pull(shell, posixpath.join(runner.work, remote), local, progress=progress, stop=self._line.stop)
 
     # the end

@@ -7,6 +7,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
@@ -15,9 +16,9 @@ from typing import Any, BinaryIO
 from gpujobs.call_source import Source, main_module
 from gpujobs.errors import BadInput
 from gpujobs.remote import call_files, fleet_files
+from gpujobs.run_folder import write_code
 from gpujobs.settings import private_folder, private_opener
 
-CALL_FOLDER = "call"  # in a run's folder here: what goes up
 _PROTOCOL = 4  # the newest that Python 3.6 reads
 _Pickle = Callable[[BinaryIO, BinaryIO], pickle.Pickler]
 
@@ -33,11 +34,7 @@ class Call:
 
 def write_call(folder: Path, call: Call, source: Source, *, trust_remote: bool) -> None:
     """Write a call's folder; raises BadInput that names the argument, or what a closure holds, that cannot go."""
-    _write_code(folder, call_files())
-    with (
-        open(folder / "arguments", "wb", opener=private_opener) as arguments,
-        open(folder / "arrays", "wb", opener=private_opener) as arrays,
-    ):
+    with _begun(folder) as (arguments, arrays):
         spec = pack(call, source, arguments, arrays)
     if spec["minor"]:
         _copy_cloudpickle(folder / "lib")
@@ -46,10 +43,8 @@ def write_call(folder: Path, call: Call, source: Source, *, trust_remote: bool) 
 
 def write_named(folder: Path, named: Mapping[str, Any], kwargs: Mapping[str, Any], *, trust_remote: bool) -> None:
     """Write a call's folder for a function that is known by `name_of` alone."""
-    _write_code(folder, call_files())
-    with open(folder / "arguments", "wb", opener=private_opener) as arguments:
+    with _begun(folder) as (arguments, _):
         pickle.dump((None, (), dict(kwargs)), arguments, protocol=_PROTOCOL)
-    _write(folder / "arrays", "")
     _write(folder / "call.json", json.dumps({**named, "trust_remote": trust_remote}))
 
 
@@ -70,7 +65,7 @@ def name_of(source: Source) -> dict[str, Any]:
 
 def write_fleet(folder: Path) -> None:
     """Write what makes any calls that come on a fleet's machine."""
-    _write_code(folder, {**call_files(), **fleet_files()})
+    write_code(folder, {**call_files(), **fleet_files()})
     _copy_cloudpickle(folder / "lib")
 
 
@@ -138,11 +133,15 @@ def _refusal(value: Any, pickler: _Pickle) -> str:
     return ""
 
 
-def _write_code(folder: Path, texts: Mapping[str, str]) -> None:
-    for path in ("", "lib", "lib/gpujobs", "out"):
-        private_folder(folder / path)
-    for name, text in texts.items():
-        _write(folder / name, text)
+@contextmanager
+def _begun(folder: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """Write a call's code, and give the files for its arguments and the arrays among them."""
+    write_code(folder, call_files())
+    with (
+        open(folder / "arguments", "wb", opener=private_opener) as arguments,
+        open(folder / "arrays", "wb", opener=private_opener) as arrays,
+    ):
+        yield arguments, arrays
 
 
 def _closed_over(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:

@@ -17,7 +17,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from gpujobs.call_deploy import FROM_FORM
-from gpujobs.call_files import CALL_FOLDER, write_named
+from gpujobs.call_files import write_named
 from gpujobs.call_outcome import Wanted, ending_of, result_of
 from gpujobs.call_page import RESULT_CHARS, fenced
 from gpujobs.call_recipe import OUTCOME, for_call
@@ -29,6 +29,7 @@ from gpujobs.flow_work import in_thread
 from gpujobs.ledger_rows import ENDED
 from gpujobs.prefect_api import run_id_of
 from gpujobs.recipe import Recipe
+from gpujobs.run_folder import CALL_FOLDER
 
 _MESSAGE_CHARS = 300
 _READ_BYTES = 2**20  # what is larger is not read only to be shown

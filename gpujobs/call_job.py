@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from gpujobs import lifecycle, process, settings
-from gpujobs.call_files import CALL_FOLDER
 from gpujobs.call_outcome import Wanted, ending_of, result_of
 from gpujobs.call_recipe import OUTCOME
 from gpujobs.clock import StopToken
@@ -23,7 +22,7 @@ from gpujobs.ledger_rows import ENDED, Run
 from gpujobs.models import Reporter
 from gpujobs.plan import check_local
 from gpujobs.recipe import Recipe
-from gpujobs.run_folder import LOG, RunFolder
+from gpujobs.run_folder import CALL_FOLDER, LOG, RunFolder
 from gpujobs.settings import Settings, private_folder
 from gpujobs.store_folder import fetch_outputs, folder_of
 

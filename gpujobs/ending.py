@@ -49,7 +49,7 @@ def keep_in_store(job: Job) -> None:
     """Put logs and outputs where every host finds them, unless they are on the disk of a host that died."""
     store = job.host.store
     last = job.host.ledger.attempts(job.run.id)[-1]
-    several = bool(job.recipe.wanted_tasks)  # whose machines have a log each, beside the one of the run
+    several = job.run.kind != "job"  # whose machines have a log each, beside the one of the run
     log = RunFolder(job.folder.path, attempt_log(last.number)) if several else job.folder
     if last.log_sha256 and last.log_sha256 != log.log_sha256():
         job.reporter.note("logs and outputs are on the host that pulled them, and not in the store")

@@ -18,10 +18,11 @@ from gpujobs.call_outcome import Wanted
 from gpujobs.call_recipe import OURS, template
 from gpujobs.call_source import Source, find_any
 from gpujobs.errors import BadInput
+from gpujobs.fleet_book import parameters_of
 from gpujobs.fleet_call import CallTask, pack_task
 from gpujobs.fleet_program import FleetRun
 from gpujobs.ledger import open_ledger
-from gpujobs.models import Reporter
+from gpujobs.models import Machine, Reporter
 from gpujobs.recipe import Recipe
 
 _P = ParamSpec("_P")
@@ -66,7 +67,7 @@ class Fleet(Executor):
             common = template(keys, name="fleet", folder=Path.cwd())
         self._common, self._keys, self._workdir = common, keys, keys.get("workdir")
         self._lock = threading.Lock()
-        self._numbers = count(1)
+        self._numbers = count()
         self._shut = False
         self._sources: weakref.WeakKeyDictionary[Callable[..., Any], Source] = weakref.WeakKeyDictionary()
         self._place: str | None = None
@@ -86,6 +87,11 @@ class Fleet(Executor):
         """What the fleet has cost so far, in CNY; None while that is not known."""
         with open_ledger(self._database_url) as ledger:
             return ledger.cost_cny(self.run_id)
+
+    @property
+    def machines(self) -> Sequence[Machine]:
+        """The machines that are rented now; `gpujobs ssh RUN --attempt N` logs in to the one whose name ends with N."""
+        return self._run.machines
 
     @property
     def folder(self) -> Path:
@@ -181,7 +187,9 @@ class Fleet(Executor):
         with self._lock:
             self._check_open()
             self._begin(source)
-            self._run.add(CallTask(number=number, future=future, wanted=wanted, content=content, size=size))
+            book = self._run.book
+            book.add(number, parameters_of(inner, call.args, call.kwargs, calls=len(call.args[0]) if chunk else None))
+            self._run.add(CallTask(number=number, future=future, wanted=wanted, book=book, content=content, size=size))
         return future
 
     def _wanted(self, fn: Callable[..., Any], inner: Callable[..., Any]) -> Wanted:

@@ -12,6 +12,7 @@ from typing import BinaryIO, cast
 from gpujobs.call_files import Call, pack
 from gpujobs.call_outcome import Wanted, result_in
 from gpujobs.call_source import Source
+from gpujobs.fleet_book import Book
 from gpujobs.fleet_task import Task
 from gpujobs.settings import private_folder, private_opener
 
@@ -25,6 +26,15 @@ class CallTask(Task):
     """A call that waits, or is at a machine."""
 
     wanted: Wanted
+    book: Book
+
+    def begin(self, machine: str) -> None:
+        """Note at which machine it is."""
+        self.book.began(self.number, machine, self.tries)
+
+    def put_back(self) -> None:
+        """Note that it waits again."""
+        self.book.waits(self.number)
 
     def finish(self, outcome: BinaryIO) -> None:
         """End the future with what a slot left."""
@@ -34,8 +44,20 @@ class CallTask(Task):
         except Exception as error:  # noqa: BLE001 - a future's exception is whatever came
             self.fail(error)
         else:
+            self.book.succeeded(self.number)
             self.drop()
             self.future.set_result(value)
+
+    def fail(self, error: BaseException) -> None:
+        """End the future with an exception, and note it."""
+        self.book.failed(self.number, error)
+        Task.fail(self, error)
+
+    def drop(self) -> None:
+        """Let go of the content; note where that is because the call was cancelled."""
+        Task.drop(self)
+        if self.future.cancelled():
+            self.book.dropped(self.number)
 
 
 def pack_task(call: Call, source: Source, *, chunk: bool, trust_remote: bool, place: Path) -> tuple[bytes | Path, int]:

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import selectors
-import struct
 import tempfile
 import threading
 import time
@@ -15,62 +14,21 @@ from functools import partial
 from typing import BinaryIO, cast
 
 from gpujobs.errors import GpujobsError, MachineLost, RemoteFailure, Unreachable
+from gpujobs.fleet_link import FRAME, Link, known_told
 from gpujobs.fleet_script import join_script
 from gpujobs.fleet_task import Task, death, part_told
 from gpujobs.fleet_tell import End, Teller
 from gpujobs.remote.encode import MAX_BYTES
 from gpujobs.shell import Shell
-from gpujobs.shell_stream import Stream
 
-_FRAME = struct.Struct(">cQQ")  # as remote/foreman.py has it
 _LETTERS = {b"h", b"r", b"x", b"w"}
 _SHORT_BYTES = 2**20
 _TICK_S, _FULL_S = 1.0, 0.01
 _TURNS = 64  # so often one machine is listened to before the others are
 _PULSE_S = 60.0
 _SMALL_BYTES = 2**16  # a result above that waits on the disk
+_MOST_BREAKS = 5  # of a machine that is never heard in between: what ends its streams at once will not mend
 _MEND_S = 5.0  # after a stream's end, for the work's own end to be seen
-
-
-class Link:
-    """One machine as tasks see it: its slots, the tasks that are at it, and the stream of the moment."""
-
-    def __init__(self, name: str, slots: int, *, distrust: Callable[[GpujobsError], object]) -> None:
-        """Be not connected yet; `distrust` is told where the machine sends what is no answer of ours."""
-        self.name, self.slots, self.distrust = name, slots, distrust
-        self.tasks: dict[int, Task] = {}
-        self.ready = False  # the machine has said which tasks it knows
-        self.served = False  # it ever was ready
-        self.leaving = False  # it gets no more tasks
-        self.shell: Shell | None = None
-        self.stream: Stream | None = None
-        self.broken_at: float | None = None
-        self.heard = bytearray()
-        self.out: deque[Iterator[bytes]] = deque()
-        self.piece = b""
-        self.result: tuple[bytes, int, int, BinaryIO] | None = None  # letter, number, bytes to come, what came
-        self.told_at = time.monotonic()
-
-    def put(self, letter: bytes, number: int = 0, content: bytes = b"") -> None:
-        """Send a short frame."""
-        self.out.append(iter([_FRAME.pack(letter, number, len(content)) + content]))
-
-    def put_task(self, task: Task) -> None:
-        """Send a task."""
-        self.out.append(_framed(task))
-
-    def renew(self, shell: Shell | None, stream: Stream | None) -> None:
-        """Begin with another stream, or none."""
-        self.shell, self.stream, self.ready, self.broken_at = shell, stream, False, None
-        self.heard.clear()
-        self.out.clear()
-        self.piece, self.result = b"", None
-
-
-def _framed(task: Task) -> Iterator[bytes]:
-    pieces = task.pieces()
-    yield _FRAME.pack(b"t", task.number, task.size) + next(pieces, b"")
-    yield from pieces
 
 
 class Dealer:
@@ -230,6 +188,9 @@ class Dealer:
         """Wait for the work's own end, or for another connection."""
         self._forget(link)
         link.broken_at = time.monotonic()
+        link.breaks += link.shell is not None and link.shell.alive  # a lost connection is no fault of its Python
+        if link.breaks >= _MOST_BREAKS:
+            link.distrust(MachineLost(f"{link.name}: {link.breaks} streams of tasks ended, and nothing came of them"))
 
     def _forget(self, link: Link) -> None:
         stream, shell = link.stream, link.shell
@@ -242,10 +203,10 @@ class Dealer:
     def _read(self, link: Link, ended: list[End]) -> None:
         while True:
             if link.result is None:
-                if len(link.heard) < _FRAME.size:
+                if len(link.heard) < FRAME.size:
                     return
-                letter, number, size = _FRAME.unpack_from(link.heard)
-                del link.heard[: _FRAME.size]
+                letter, number, size = FRAME.unpack_from(link.heard)
+                del link.heard[: FRAME.size]
                 if letter not in _LETTERS or size > (MAX_BYTES + 64 if letter == b"r" else _SHORT_BYTES):
                     raise RemoteFailure(f"{link.name} sent what is no frame of ours")
                 place = io.BytesIO() if size <= _SMALL_BYTES else tempfile.TemporaryFile()  # noqa: SIM115 - for its reader
@@ -264,7 +225,7 @@ class Dealer:
         file.seek(0)
         if letter == b"h":
             with file:
-                self._catch_up(link, _known(file.read()))
+                self._catch_up(link, known_told(file.read()))
             return
         if letter == b"w":
             with file:
@@ -289,7 +250,7 @@ class Dealer:
 
     def _catch_up(self, link: Link, known: frozenset[int]) -> None:
         """Send again what was lost with an earlier stream."""
-        link.ready = link.served = True
+        link.ready, link.served, link.breaks = True, True, 0
         for task in link.tasks.values():
             if task.number not in known:
                 link.put_task(task)
@@ -331,11 +292,3 @@ class Dealer:
     def _wake(self) -> None:
         with suppress(BlockingIOError, OSError):
             os.write(self._wake_in, b"!")
-
-
-def _known(text: bytes) -> frozenset[int]:
-    try:
-        numbers = json.loads(text)["tasks"]
-        return frozenset(number for number in numbers if type(number) is int)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise RemoteFailure(f"the machine does not say which tasks it knows: {error}") from error

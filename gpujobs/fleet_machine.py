@@ -20,7 +20,8 @@ from gpujobs.errors import (
     OverLimit,
     ProviderError,
 )
-from gpujobs.fleet_deal import Dealer, Link
+from gpujobs.fleet_deal import Dealer
+from gpujobs.fleet_link import Link
 from gpujobs.fleet_task import Task
 from gpujobs.host import describe_bug
 from gpujobs.models import Machine
@@ -113,7 +114,8 @@ class FleetMachine:
         self._job = replace(self._job, log_name=attempt_log(number))
         link = self.link = Link(machine.name, max(1, choice.offer.gpu_count), distrust=self.stop.stop)
         self._dealer.join(link)
-        self.attempt = attempt = Attempt(self._job, machine, beside=partial(self._dealer.attached, link))
+        beside = partial(self._dealer.attached, link)
+        self.attempt = attempt = Attempt(self._job, machine, beside=beside, left_there=link.left_there)
         for name, act in (("boot", self._boot), ("push", attempt.push), ("run", attempt.run)):
             self._job.host.ledger.update_attempt(attempt.name, phase=name)
             self._job.reporter.phase(name, attempt.name)

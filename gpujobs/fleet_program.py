@@ -9,11 +9,12 @@ from concurrent.futures import BrokenExecutor
 from contextlib import suppress
 
 from gpujobs import ending, lifecycle
-from gpujobs.call_files import CALL_FOLDER, write_fleet
+from gpujobs.call_files import write_fleet
 from gpujobs.call_job import shared_host
 from gpujobs.call_recipe import for_fleet
 from gpujobs.clock import StopToken
 from gpujobs.errors import Cancelled, GpujobsError, LetGo, MachineLost
+from gpujobs.fleet_book import Book
 from gpujobs.fleet_run import Crew, Log
 from gpujobs.fleet_task import Task
 from gpujobs.host import Host
@@ -22,7 +23,7 @@ from gpujobs.news import NewsWriter
 from gpujobs.plan import check_local
 from gpujobs.recipe import Recipe
 from gpujobs.renting import Job
-from gpujobs.run_folder import RunFolder
+from gpujobs.run_folder import CALL_FOLDER, RunFolder
 from gpujobs.settings import Settings
 
 
@@ -38,6 +39,7 @@ class FleetRun(Crew):
         self._reporter = reporter
         self.stop = StopToken()
         self.over = threading.Event()
+        self.book = Book(run_id)
 
     def begin(self, common: Recipe, *, workdir: str, python: str) -> None:
         """Write the run down and begin to drive it; raises BadInput before anything is rented."""
@@ -47,7 +49,7 @@ class FleetRun(Crew):
             recipe = for_fleet(common, workdir=workdir, files=files, python=python)
             with shared_host(self._settings) as host:
                 check_local(host, recipe)
-                lifecycle.open_run(host, recipe, run_id=self.run_id)
+                lifecycle.open_run(host, recipe, run_id=self.run_id, kind="fleet")
         except BaseException:
             shutil.rmtree(self.folder.path, ignore_errors=True)
             raise
@@ -90,9 +92,16 @@ class FleetRun(Crew):
             self._ending, self.error = True, failed
         self._fail_all(failed or MachineLost(f"run {self.run_id} ended without it"))
         self.dealer.close()
+        if not isinstance(failed, LetGo):
+            self._end_book()
         shutil.rmtree(self.folder.path / CALL_FOLDER, ignore_errors=True)
         self.over.set()
         _fleets.discard(self)
+
+    def _end_book(self) -> None:
+        """Write down how the last calls ended; the run is over, whatever comes of it."""
+        with suppress(GpujobsError), shared_host(self._settings) as host:
+            self.book.write(host.ledger)
 
     def _drive_as(self, host: Host, recipe: Recipe) -> GpujobsError | None:
         run = host.ledger.get_run(self.run_id)
@@ -106,7 +115,8 @@ class FleetRun(Crew):
             reporter=reporter,
             machines=self._machines,
         )
-        failed = self.work(job)
+        with self.book.kept(host.ledger):
+            failed = self.work(job)
         if isinstance(failed, LetGo):
             return failed
         if any(record.id is None for record in host.ledger.machines(self.run_id)):

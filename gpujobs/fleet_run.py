@@ -1,12 +1,13 @@
 """Machines that do tasks together: how many there are, what becomes of a lost one's tasks, the limits, and the end."""
 
 import threading
+from collections.abc import Sequence
 
 from gpujobs.errors import Cancelled, GpujobsError, MachineLost, OverLimit, Unavailable
 from gpujobs.fleet_deal import Dealer
 from gpujobs.fleet_machine import FleetMachine, Places
 from gpujobs.host import describe_bug
-from gpujobs.models import Reporter
+from gpujobs.models import Machine, Reporter
 from gpujobs.renting import Job
 from gpujobs.run_folder import RunFolder
 from gpujobs.teardown import spent_cny
@@ -61,6 +62,11 @@ class Crew:
         self._look_again_s = 0.0  # by the host's monotonic clock: no more machines were to be had
         self.dealer = Dealer(self._news.set)
 
+    @property
+    def machines(self) -> Sequence[Machine]:
+        """The machines that are rented now."""
+        return [one.attempt.machine for one in list(self._crew) if one.attempt and not one.ended]
+
     def close(self) -> None:
         """Take no more tasks: machines go as the queue empties. Idempotent."""
         self._closing = True
@@ -82,7 +88,8 @@ class Crew:
         return failed
 
     def _until_over(self, job: Job) -> None:
-        began, clock = None, job.host.clock
+        clock = job.host.clock
+        began = clock.monotonic() - job.worked_s if job.worked_s else None
         while True:
             self._news.clear()
             job.stop.raise_if_stopped()

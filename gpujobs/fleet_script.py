@@ -3,7 +3,6 @@
 import posixpath
 import shlex
 
-from gpujobs.recipe import FLEET
 from gpujobs.remote import IN_WORKDIR
 from gpujobs.shell import quote_path
 
@@ -31,7 +30,7 @@ exec "$gj_python" relay.py
 
 def foreman_script(python: str) -> str:
     """Write the `run` of a machine that takes tasks."""
-    return f"{FLEET}\n{filled(_FLEET_RUN, python)}"
+    return filled(_FLEET_RUN, python)
 
 
 def join_script(work: str) -> str:

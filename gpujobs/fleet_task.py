@@ -3,14 +3,24 @@
 import json
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gpujobs.errors import BadResult, JobFailed, KilledRemotely, OutOfMemory, RemoteFailure
+from gpujobs.errors import (
+    BadResult,
+    Cancelled,
+    JobFailed,
+    KilledRemotely,
+    MachineLost,
+    OutOfMemory,
+    OverLimit,
+    RemoteFailure,
+    Unreachable,
+)
 
 _PIECE_BYTES = 2**18
 _COUNTS = {str(value): value for value in range(256)} | {"False": 0, "True": 1}  # what a process can end with
@@ -70,6 +80,10 @@ class Task(ABC):
     def put_back(self) -> None:  # noqa: B027 - as above
         """Hear that its machine was lost, and that it waits again."""
 
+    def left_there(self) -> Mapping[Path, Mapping[str, str]]:
+        """Say what to bring home of it where its machine is told to end: by a folder here, names and paths there."""
+        return {}
+
     @abstractmethod
     def finish(self, outcome: BinaryIO) -> None:
         """End the future with what a slot left, and close that."""
@@ -98,6 +112,13 @@ def part_told(machine: str, text: bytes) -> Part:
     if type(begin) is not int or type(end) not in {int, type(None)} or begin < 0:
         raise RemoteFailure(f"{machine} says that a task's output is from {begin!r:.40} to {end!r:.40}")
     return Part(attempt=int(machine.rpartition("-")[2]), begin=begin, end=end)
+
+
+def state_after(error: BaseException) -> str:
+    """Give the state in the ledger of a task that ended with this error."""
+    if isinstance(error, Cancelled | OverLimit):
+        return "cancelled"
+    return "lost" if isinstance(error, MachineLost | Unreachable) else "failed"
 
 
 def death(told: bytes) -> JobFailed:

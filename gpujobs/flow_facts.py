@@ -10,10 +10,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gpujobs.host import Host
-from gpujobs.ledger_rows import ENDED, Attempt, Bill, MachineRecord, Run
+from gpujobs.ledger_rows import ENDED, Attempt, Bill, MachineRecord, Run, TaskRecord
 from gpujobs.progress import size_text, time_text
 from gpujobs.recipe import Recipe
-from gpujobs.run_folder import RunFolder
+from gpujobs.run_folder import RunFolder, names_of_outputs
+from gpujobs.task_words import counts_in_words
 
 UNKNOWN = "unknown"
 _SCRIPT_CHARS = 2000
@@ -37,6 +38,7 @@ class Facts:
     cost_cny: float | None
     log: Path
     outputs: Mapping[str, Path]
+    tasks: Sequence[TaskRecord] = ()
 
     @property
     def over(self) -> bool:
@@ -62,7 +64,8 @@ def read_facts(host: Host, run_id: str) -> Facts:
         bills=ledger.bills(run_id),
         cost_cny=ledger.cost_cny(run_id),
         log=folder.log,
-        outputs=folder.pulled(recipe.outputs),
+        outputs=folder.pulled(names_of_outputs(recipe)),
+        tasks=ledger.tasks(run_id),
     )
 
 
@@ -104,6 +107,7 @@ def summary(facts: Facts) -> str:
     rows = {
         "Run": f"`{run.id}` of {_cell(run.owner)}",
         "Result": _cell(f"{state}: {run.error}" if run.error else state),
+        "Tasks": counts_in_words(facts.tasks) if facts.tasks else "",
         "Exit code": _exit_code(facts),
         "Where": _where(facts),
         "Price": _price(facts),
@@ -111,7 +115,7 @@ def summary(facts: Facts) -> str:
         "Took": _took(run),
         "Bill": _cny(facts.cost_cny) if facts.over else "not yet known",
         "Machine": _standing(facts),
-        "Outputs": "<br>".join(f"{_cell(name)}: {_cell(str(path))}" for name, path in facts.outputs.items()),
+        "Outputs": _outputs(facts),
         "Log": _cell(str(facts.log)),
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items() if value)
@@ -199,6 +203,13 @@ def _fenced(script: str) -> str:
 def _offer(attempt: Attempt) -> Mapping[str, Any]:
     found: Mapping[str, Any] = json.loads(attempt.offer_json)
     return found
+
+
+def _outputs(facts: Facts) -> str:
+    if facts.tasks and facts.outputs:
+        folder = next(iter(facts.outputs.values())).parent
+        return _cell(f"what {len(facts.outputs)} of the tasks left: {folder}")
+    return "<br>".join(f"{_cell(name)}: {_cell(str(path))}" for name, path in facts.outputs.items())
 
 
 def _exit_code(facts: Facts) -> str:

@@ -32,12 +32,14 @@ from gpujobs.flow_work import in_thread
 from gpujobs.host import Host
 from gpujobs.ledger_rows import ENDED
 from gpujobs.models import Reporter
+from gpujobs.task_words import counts_in_words, task_table
 
 TURN_S = 1.0
 BRIEF_S = 5.0  # a run that is over by then is told of once: each call costs its server 10 to 30 ms of CPU
 END_S = 20.0  # for telling the end, once the machine is gone: on SQLite a call that meets another writer is sent again
 _SLOWEST_S = 30.0  # between two tries of what fails
 _NOT_FOUND = 404
+_TASKS_S = 10.0  # between two looks at a run's tasks: their table is told as a whole, where it has changed
 _SHOWN = ("boot", "push")  # phases at whose beginning there is something new to show: a machine, its services
 
 _log = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class Page:
         self._moves = Moves(client, flow_run.id)
         self._phase, self._thread = "", f"gpujobs-{run_id}-page"
         self._began_s = time.monotonic()
+        self._told_s, self._has_tasks = self._began_s, False
         self._stale = self._reachable = False  # the facts have changed; the machine can be asked for its services
         self._addresses: Mapping[str, str] = {}
         self._told: dict[str, Any] = {}
@@ -130,8 +133,9 @@ class Page:
         if self._reachable:
             self._addresses = await in_thread(self._services, name=self._thread)
             self._reachable = False
+        self._stale |= self._has_tasks and time.monotonic() - self._told_s >= _TASKS_S
         if self._stale:
-            self._stale = False
+            self._stale, self._told_s = False, time.monotonic()
             try:
                 await self._tell_facts(await in_thread(lambda: read_facts(self._host, self._run_id), name=self._thread))
             except Exception:
@@ -144,6 +148,9 @@ class Page:
         await self._put(
             artifact_key(name, "summary"), "markdown", flow_facts.summary(facts), flow_facts.in_short(facts)
         )
+        if facts.tasks:
+            self._has_tasks, rows = True, json.dumps(task_table(facts.tasks), ensure_ascii=False)
+            await self._put(artifact_key(name, "tasks"), "table", rows, counts_in_words(facts.tasks))
         links = artifact_key(name, "links")
         if self._addresses or links in await self._made():
             services = flow_facts.links(facts, self._addresses)

@@ -177,6 +177,15 @@ class Ledger:
             for start in range(0, len(rows), _ROWS_AT_ONCE):
                 self._database.write(new.values(rows[start : start + _ROWS_AT_ONCE]), f"tasks of {found[0].run_id}")
 
+    def put_tasks(self, found: Sequence[TaskRecord]) -> None:
+        """Write tasks of one run, over those of the same numbers; in one transaction, however many there are."""
+        if found:
+            new = self._database.insert(tasks)
+            changed = {column.name: column for column in new.excluded if not column.primary_key}
+            new = new.on_conflict_do_update(index_elements=["run_id", "number"], set_=changed)
+            rows = [printable(asdict(task)) for task in found]
+            self._database.write(new, f"tasks of {found[0].run_id}", "all", rows=rows)
+
     def update_task(self, run_id: str, number: int, **changes: Unpack[TaskChanges]) -> None:
         """Change fields of a task; raises BadInput where there is none."""
         where = update(tasks).where(tasks.c.run_id == run_id, tasks.c.number == number)

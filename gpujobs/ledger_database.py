@@ -81,14 +81,16 @@ class Database:
             hold = self.hold
             self._read(lambda connection: _check(connection, hold, lock=False))
 
-    def write(self, statement: Insert | Update, what: str, *columns: str) -> int:
+    def write(
+        self, statement: Insert | Update, what: str, *columns: str, rows: Sequence[Mapping[str, Any]] | None = None
+    ) -> int:
         """Do it, and give the number of rows; raises Busy where `what` is there already, or our hold is stale.
 
-        `columns` tell a crash point apart from others of the same table.
+        `columns` tell a crash point apart from others of the same table. With `rows` it is done for each of them.
         """
 
         def count(connection: Connection) -> int:
-            result = connection.execute(statement)
+            result = connection.execute(statement, rows)
             return result.rowcount if isinstance(result, CursorResult) else 0
 
         return self._write(count, what, type(statement).__name__.lower(), *columns)

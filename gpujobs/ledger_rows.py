@@ -5,12 +5,13 @@ Every datetime is aware and in UTC; None is "not yet" or "unknown", and an unkno
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from gpujobs.models import Machine, MachineStatus
 
-REVISION = "0003"  # the newest of `migrations/versions`: what a ledger must stand at
+REVISION = "0004"  # the newest of `migrations/versions`: what a ledger must stand at
 
+Kind = Literal["job", "tasks", "fleet"]  # one job, the tasks of a recipe, or what a program's fleet does
 ENDED = frozenset({"succeeded", "failed", "cancelled"})  # the states in which a run is over
 
 
@@ -38,6 +39,7 @@ class Run:
     cancel_requested_at: datetime | None = None
     flow_run_id: str | None = None
     workdir: str = ""  # the local folder that goes up, absolute
+    kind: Kind = "job"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

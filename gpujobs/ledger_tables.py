@@ -77,6 +77,7 @@ runs = Table(
     Column("cancel_requested_at", UtcTime),
     Column("flow_run_id", String(64)),
     Column("workdir", Text, nullable=False),
+    Column("kind", String(16), nullable=False, server_default="job"),
     PrimaryKeyConstraint("id"),
     Index(None, "created_at"),
     Index(None, "name", "created_at"),

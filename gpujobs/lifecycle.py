@@ -30,11 +30,11 @@ from gpujobs.errors import (
 )
 from gpujobs.host import Host, describe_bug
 from gpujobs.ledger_rows import Attempt as AttemptRow
-from gpujobs.ledger_rows import Run
+from gpujobs.ledger_rows import Kind, Run
 from gpujobs.models import Reporter
 from gpujobs.news import NewsWriter
 from gpujobs.plan import Choice, check_local, make_plan
-from gpujobs.recipe import FLEET, Recipe
+from gpujobs.recipe import Recipe
 from gpujobs.renting import Job, await_slot, rent_first, resume
 from gpujobs.run_folder import RunFolder, attempt_log
 
@@ -64,8 +64,13 @@ def new_run_id() -> str:
     return uuid.uuid4().hex[-10:]
 
 
-def open_run(host: Host, recipe: Recipe, *, run_id: str, flow_run_id: str | None = None) -> None:
-    """Write the run into the ledger and make its folder; the same id again is fine."""
+def open_run(
+    host: Host, recipe: Recipe, *, run_id: str, flow_run_id: str | None = None, kind: Kind | None = None
+) -> None:
+    """Write the run into the ledger and make its folder; the same id again is fine.
+
+    `kind` left out: the recipe says whether it has tasks.
+    """
     RunFolder(host.settings.runs / run_id).make(recipe)
     try:
         host.ledger.add_run(
@@ -78,6 +83,7 @@ def open_run(host: Host, recipe: Recipe, *, run_id: str, flow_run_id: str | None
                 created_at=host.clock.now(),
                 flow_run_id=flow_run_id,
                 workdir=recipe.workdir,
+                kind=kind or ("tasks" if recipe.wanted_tasks else "job"),
             )
         )
     except Busy:
@@ -150,16 +156,16 @@ class _Life:
         return outcome
 
     def _go_on(self, unfinished: list[AttemptRow]) -> Generator[Step, None, GpujobsError | None]:
-        if self._job.recipe.wanted_tasks:
+        if self._job.run.kind == "tasks":
             return self._do_tasks(unfinished)
-        if self._job.recipe.run.startswith(FLEET):
-            return self._end_fleet(unfinished, "the process that had the fleet is dead, and so are its tasks")
+        if self._job.run.kind == "fleet":
+            return self._end_dead_fleet(unfinished)
         return self._attempts(unfinished)
 
     def _has_files(self) -> bool:
-        if self._job.recipe.wanted_tasks:
-            return bool(self._ledger.attempts(self._job.run.id))
-        return self._attempt is not None or self._over is not None
+        if self._job.run.kind == "job":
+            return self._attempt is not None or self._over is not None
+        return bool(self._ledger.attempts(self._job.run.id))
 
     def _check_reach(self, unfinished: list[AttemptRow]) -> None:
         """Let go of a run whose machine we have no credentials for now: it works on, and may be reached later."""
@@ -198,7 +204,14 @@ class _Life:
         self._ledger.update_attempt(row.name, state="failed" if verdict else "succeeded", error=str(verdict or ""))
         return verdict
 
-    def _end_fleet(self, unfinished: list[AttemptRow], why: str) -> Generator[Step, None, GpujobsError | None]:
+    def _end_dead_fleet(self, unfinished: list[AttemptRow]) -> Generator[Step, None, GpujobsError]:
+        """End what nobody can go on with: a fleet's tasks are in the memory of the process that drives it."""
+        job, why = self._job, "the process that had the fleet is dead, and so are its tasks"
+        failed = yield from self._end_fleet(unfinished, why)
+        sweep.end_tasks(job, failed)
+        return failed
+
+    def _end_fleet(self, unfinished: list[AttemptRow], why: str) -> Generator[Step, None, GpujobsError]:
         """Release what a fleet had rented: its tasks were in the memory of the process that drove it."""
         failed = self._job.stop.error or MachineLost(why)
         for row in unfinished:
@@ -363,7 +376,8 @@ class _Life:
             self._ledger.update_attempt(row.name, ended_at=self._clock.now(), state="failed", error="it was never made")
             return
         self._tries += 1
-        self._attempt = Attempt(self._job, machine)
+        left_there = partial(sweep.left_on, self._job, row.name)
+        self._attempt = Attempt(self._job, machine, left_there=left_there)
         self._attempt.work_began = row.state == WORKING
         self._job.reporter.note(f"going on with {machine.name} ({machine.backend} {machine.id})")
 

@@ -25,7 +25,6 @@ from gpujobs.recipe_types import (
 )
 from gpujobs.variables import ENV_NAME, flaw_of_all
 
-FLEET = "# the machines of a fleet of gpujobs: tasks come to them over SSH"  # first line of such a recipe's `run`
 _ACCELERATOR = re.compile(r"(?P<name>[^:]+?)\s*(?::\s*(?P<count>[1-9]\d?))?")
 _CUDA = re.compile(r"(\d{1,2})\.(\d)\+?")
 _INFRA = re.compile(r"[a-z][a-z0-9_]*(/[^/\s]+)?")

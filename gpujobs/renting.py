@@ -4,17 +4,19 @@ import json
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 
 from gpujobs import teardown
 from gpujobs.backends import Backend
 from gpujobs.clock import StopToken
 from gpujobs.errors import Ambiguous, GpujobsError, NoCapacity, Unavailable
 from gpujobs.host import Host
+from gpujobs.ledger import Ledger
 from gpujobs.ledger_rows import Attempt as AttemptRow
 from gpujobs.ledger_rows import MachineRecord, Run
 from gpujobs.models import Machine, Reporter, machine_name
 from gpujobs.plan import Choice, price_bound
-from gpujobs.recipe import FLEET, Recipe
+from gpujobs.recipe import Recipe
 from gpujobs.run_folder import LOG, RunFolder
 
 SLOT_S = 5.0  # between two looks for a place under the team's own limits
@@ -30,6 +32,7 @@ class Job:
     stop: StopToken
     reporter: Reporter
     machines: int = 1  # so many at a time: what is left of the budget is for all of them
+    worked_s: float = 0.0  # of max_duration, by machines of the run that another process drove
     log_name: str = LOG  # where the attempt's log is kept in the run's folder
     numbering: threading.Lock = field(default_factory=threading.Lock)  # one attempt gets its number at a time
 
@@ -95,7 +98,7 @@ def rent(job: Job, choice: Choice) -> Machine:
         number = 1 + max((row.number for row in host.ledger.attempts(job.run.id)), default=0)
         name = machine_name(owner=job.run.owner, run=job.run.id, attempt=number)
         host.ledger.check_hold()  # the log may be another's by now
-        if not job.recipe.run.startswith(FLEET):  # whose machines have a log each
+        if job.run.kind == "job":  # the machines of others have a log each
             job.folder.set_log_aside(number - 1)
         job.stop.raise_if_stopped()
         _write_intent(job, choice, name, number)
@@ -125,31 +128,39 @@ def resume(job: Job, row: AttemptRow) -> Machine | None:
     return _created(job, found)
 
 
-def _write_intent(job: Job, choice: Choice, name: str, number: int) -> None:
-    ledger, offer, now = job.host.ledger, choice.offer, job.host.clock.now()
-    ledger.add_attempt(
-        AttemptRow(
-            run_id=job.run.id,
-            number=number,
-            name=name,
-            backend=offer.backend,
-            region=offer.region,
-            offer_json=json.dumps(asdict(offer), ensure_ascii=False),
-            state="running",
-            started_at=now,
-        )
-    )
+def write_intent(
+    ledger: Ledger, attempt: AttemptRow, *, price_cny_per_h: float | None, at: datetime, host_key: str = ""
+) -> None:
+    """Write an attempt down, and that its machine is asked for; raises Busy where either is known already."""
+    ledger.add_attempt(attempt)
     ledger.intend(
         MachineRecord(
-            name=name,
-            run_id=job.run.id,
-            attempt=number,
-            backend=offer.backend,
-            region=offer.region,
-            price_cny_per_h=price_bound(job.recipe, offer.price_cny_per_h),
-            intent_at=now,
+            name=attempt.name,
+            run_id=attempt.run_id,
+            attempt=attempt.number,
+            backend=attempt.backend,
+            region=attempt.region,
+            host_key=host_key,
+            price_cny_per_h=price_cny_per_h,
+            intent_at=at,
         )
     )
+
+
+def _write_intent(job: Job, choice: Choice, name: str, number: int) -> None:
+    offer, now = choice.offer, job.host.clock.now()
+    attempt = AttemptRow(
+        run_id=job.run.id,
+        number=number,
+        name=name,
+        backend=offer.backend,
+        region=offer.region,
+        offer_json=json.dumps(asdict(offer), ensure_ascii=False),
+        state="running",
+        started_at=now,
+    )
+    bound = price_bound(job.recipe, offer.price_cny_per_h)
+    write_intent(job.host.ledger, attempt, price_cny_per_h=bound, at=now)
 
 
 def _create(job: Job, backend: Backend, choice: Choice, name: str) -> Machine:

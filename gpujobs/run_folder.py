@@ -16,6 +16,7 @@ from gpujobs.recipe import Recipe
 from gpujobs.settings import private_folder, private_opener
 
 LOG = "output.log"
+CALL_FOLDER = "call"  # in a run's folder while it runs: what makes a call, or does tasks, and goes up
 TASK = "task-"  # and its index: the folder of a task in that of the outputs
 _LONG_LOG_BYTES = 64 * 2**20
 _ROOM_KEPT_BYTES = 512 * 2**20  # for the ledger and the other runs
@@ -29,6 +30,15 @@ def attempt_log(number: int) -> str:
 def names_of_outputs(recipe: Recipe) -> Sequence[str]:
     """Name what a recipe's run may bring home: its outputs, or a folder for each of its tasks."""
     return [f"{TASK}{number}" for number in recipe.wanted_tasks] or list(recipe.outputs)
+
+
+def write_code(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write what goes up as `folder`, private from the start: texts by their paths in it, beside an empty `out`."""
+    for path in sorted({folder, folder / "out", *((folder / name).parent for name in texts)}):
+        private_folder(path)
+    for name, text in texts.items():
+        with open(folder / name, "w", encoding="utf-8", newline="", opener=private_opener) as file:
+            file.write(text)
 
 
 @dataclass(frozen=True, slots=True)

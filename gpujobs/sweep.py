@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +14,10 @@ from gpujobs.ledger_rows import ENDED, TaskRecord
 from gpujobs.recipe import Recipe
 from gpujobs.remote import IN_WORKDIR, cell_files
 from gpujobs.renting import Job
-from gpujobs.settings import private_folder, private_opener
+from gpujobs.run_folder import CALL_FOLDER, write_code
 from gpujobs.sweep_clerk import Cell, Clerk
+from gpujobs.sweep_home import left_there, read_metrics
 
-_FILES = "call"  # in a run's folder while it runs: what goes up
 _OPEN = frozenset({"waiting", "running"})
 _SHOWN = 10
 
@@ -37,12 +37,13 @@ def run_tasks(job: Job) -> None:
 
     Raises JobFailed or MachineLost that says how many did not succeed; OverLimit, Cancelled and what else ended it.
     """
-    machines, files = job.recipe.machines_at_once, job.folder.path / _FILES
-    _write_files(files, job.recipe)
+    machines, files = job.recipe.machines_at_once, job.folder.path / CALL_FOLDER
+    write_code(files, {**cell_files(), "run.sh": job.recipe.run})
     inner = replace(
         job,
         recipe=of_machines(job.recipe, files),
         machines=machines,
+        worked_s=_worked_s(job),
         reporter=Log(job.folder, job.reporter, phases=True),
     )
     clerk, crew = Clerk(job), Crew(machines=machines)
@@ -63,11 +64,11 @@ def run_tasks(job: Job) -> None:
 
 def end_tasks(job: Job, failed: GpujobsError) -> None:
     """Write down that the tasks which are not over will not be done."""
-    now = job.host.clock.now()
-    for row in job.host.ledger.tasks(job.run.id):
-        if row.state in _OPEN:
-            state = "lost" if isinstance(failed, MachineLost) and row.state == "running" else "cancelled"
-            job.host.ledger.update_task(job.run.id, row.number, state=state, error=str(failed), ended_at=now)
+    ledger, lost, now = job.host.ledger, isinstance(failed, MachineLost), job.host.clock.now()
+    left = [row for row in ledger.tasks(job.run.id) if row.state in _OPEN]
+    states = {"running": "lost" if lost else "cancelled", "waiting": "cancelled"}
+    ended = [replace(row, state=states[row.state], error=str(failed), ended_at=now) for row in left]
+    ledger.put_tasks([replace(row, metrics=read_metrics(job.folder.task(row.number))) for row in ended])
 
 
 def of_machines(recipe: Recipe, files: Path | None = None) -> Recipe:
@@ -77,12 +78,21 @@ def of_machines(recipe: Recipe, files: Path | None = None) -> Recipe:
     return recipe.model_copy(update={**ours, "matrix": {}, "tasks": [], "only_tasks": [], "concurrency": 1})
 
 
-def _write_files(folder: Path, recipe: Recipe) -> None:
-    private_folder(folder)
-    private_folder(folder / "out")
-    for name, text in {**cell_files(), "run.sh": recipe.run}.items():
-        with open(folder / name, "w", encoding="utf-8", newline="", opener=private_opener) as file:
-            file.write(text)
+def left_on(job: Job, machine: str) -> Mapping[Path, Mapping[str, str]]:
+    """Say what the tasks that were at a machine may have left there: by a folder here, names and paths there."""
+    if job.run.kind != "tasks":
+        return {}
+    outputs = Recipe.model_validate_json(job.run.recipe_json).outputs
+    rows = [row for row in job.host.ledger.tasks(job.run.id) if row.state == "running" and row.machine == machine]
+    return {job.folder.task(row.number): left_there(row.number, outputs) for row in rows}
+
+
+def _worked_s(job: Job) -> float:
+    """Give the seconds since the run's first machine was up; 0 where it ended since, and is begun anew."""
+    since = [one.running_at for one in job.host.ledger.machines(job.run.id) if one.running_at]
+    if not since or job.run.state in ENDED:
+        return 0.0
+    return max(0.0, (job.host.clock.now() - min(since)).total_seconds())
 
 
 def _cells(job: Job, clerk: Clerk) -> Sequence[Cell]:

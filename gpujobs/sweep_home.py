@@ -3,12 +3,14 @@
 import hashlib
 import json
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from gpujobs.crash import Point
 from gpujobs.errors import BadResult, TransferFailed
+from gpujobs.remote import IN_WORKDIR
 from gpujobs.transfer_place import discard, fresh_folder, swap, tidy
 from gpujobs.transfer_unpack import Limits, Unpacker
 
@@ -69,19 +71,26 @@ def bring_home(left: BinaryIO, place: Path) -> Record:
     return record
 
 
-def read_metrics(place: Path) -> dict[str, float | str]:
-    """Give the numbers and short texts of a task's metrics.json, its own or one in an output; none without any."""
+def left_there(number: int, outputs: Mapping[str, str]) -> Mapping[str, str]:
+    """Say by name where in the work's folder that is which a task has written by now."""
+    cell = f"{IN_WORKDIR}/cells/{number}"
+    paths = {METRICS: METRICS, **outputs}
+    return {"output.log": f"{cell}.log", **{name: f"{cell}/{path}" for name, path in paths.items()}}
+
+
+def read_metrics(place: Path) -> str:
+    """Give as JSON the numbers and short texts of a task's metrics.json, its own or one in an output; else none."""
     path = next((path for path in (place / METRICS, *sorted(place.glob(f"*/{METRICS}"))) if path.is_file()), None)
     try:
         if path is None or path.stat().st_size > _METRICS_BYTES:
-            return {}
+            return "{}"
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
-        return {}
+        return "{}"
     if not isinstance(found, dict):
-        return {}
+        return "{}"
     told = {name: value for name, value in found.items() if _can_be_shown(name) and _is_metric(value)}
-    return dict(list(told.items())[:_METRICS_MOST])
+    return json.dumps(dict(list(told.items())[:_METRICS_MOST]), ensure_ascii=False)
 
 
 def _is_metric(value: Any) -> bool:

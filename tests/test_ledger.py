@@ -274,3 +274,23 @@ def test_a_cancel_is_seen_by_another_process_and_its_first_time_stays(ledger: Le
         other.request_cancel("k3x9", NOW + MINUTE)
     assert ledger.cancel_requested("k3x9")
     assert ledger.get_run("k3x9").cancel_requested_at == NOW
+
+
+# Kinds
+
+
+def test_runs_of_an_older_ledger_get_the_kind_that_their_recipes_tell(ledger: Ledger, url: str) -> None:
+    recipes = {
+        "job": r"""{"run": "echo \"matrix\":{\"a", "matrix":{},"tasks":[]}""",
+        "fleet": r"""{"run":"# the machines of a fleet of gpujobs: tasks come to them over SSH\ngj_refuse"}""",
+        "tasks": r"""{"matrix":{},"tasks":[{"LR":"1"}],"run":"true"}""",
+        "matrix": r"""{"matrix":{"LR":["1"]},"tasks":[],"run":"true"}""",
+    }
+    for name, text in recipes.items():
+        ledger.add_run(a_run(name, recipe_json=text, kind="fleet"))
+    with ledger._database.engine.connect().execution_options(writes=True) as connection, connection.begin():
+        connection.exec_driver_sql("ALTER TABLE runs DROP COLUMN kind")
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0003'")
+    with open_ledger(url) as migrated:
+        kinds = {run.id: run.kind for run in migrated.list_runs()}
+    assert kinds == {"job": "job", "fleet": "fleet", "tasks": "tasks", "matrix": "tasks"}

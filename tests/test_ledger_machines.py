@@ -196,6 +196,15 @@ def test_tasks_are_written_once_and_told_by_their_indices(rented: Ledger) -> Non
         rented.update_task("k3x9", 250, state="running")
 
 
+def test_tasks_are_written_over_those_of_their_numbers_many_at_once(rented: Ledger) -> None:
+    found = [TaskRecord(run_id="k3x9", number=number, parameters='{"f": "\\u0000"}') for number in range(600)]
+    rented.put_tasks(found)
+    ended = [replace(one, state="failed", tries=1, error="x", began_at=NOW, ended_at=NOW) for one in found[::2]]
+    rented.put_tasks(ended)
+    assert rented.tasks("k3x9") == sorted([*found[1::2], *ended], key=lambda one: one.number)
+    rented.put_tasks([])
+
+
 def test_who_lost_the_run_writes_no_task(rented: Ledger) -> None:
     rented.add_tasks([TaskRecord(run_id="k3x9", number=0)])
     token = rented.claim_run("k3x9", "a", lease_s=-1, now=NOW)
@@ -203,4 +212,6 @@ def test_who_lost_the_run_writes_no_task(rented: Ledger) -> None:
     rented.claim_run("k3x9", "b", lease_s=60, now=NOW)
     with pytest.raises(Busy):
         rented.held("k3x9", token).update_task("k3x9", 0, state="succeeded")
+    with pytest.raises(Busy):
+        rented.held("k3x9", token).put_tasks([TaskRecord(run_id="k3x9", number=0, state="succeeded")])
     assert rented.tasks("k3x9")[0].state == "waiting"

@@ -14,7 +14,7 @@ from gpujobs.progress import time_text
 if TYPE_CHECKING:
     from gpujobs.ledger import Ledger
 
-_STATUS_FIELDS = ("phase", "detail", "created_at", "started_at", "ended_at", "estimate_cny", "flow_run_id")
+_STATUS_FIELDS = ("kind", "phase", "detail", "created_at", "started_at", "ended_at", "estimate_cny", "flow_run_id")
 _LS_FIELDS = ("id", "name", "state", "phase", "detail", "created_at", "ended_at", "exit_code", "cost_cny", "error")
 
 

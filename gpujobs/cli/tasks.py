@@ -12,9 +12,11 @@ from gpujobs.ledger import Ledger
 from gpujobs.ledger_rows import ENDED, Run, TaskRecord
 from gpujobs.progress import time_text
 from gpujobs.recipe import Recipe
+from gpujobs.task_words import counts_in_words
 
 _SHOWN_CHARS = 24
 _ERROR_CHARS = 60
+_SHOWN_ROWS = 200  # of a longer table only what is at work, or went wrong
 
 
 def tasks_value(rows: Sequence[TaskRecord]) -> Sequence[Mapping[str, Any]]:
@@ -25,9 +27,17 @@ def tasks_value(rows: Sequence[TaskRecord]) -> Sequence[Mapping[str, Any]]:
 
 
 def show_tasks(rows: Sequence[TaskRecord], out: Output) -> None:
-    """Print a line for each task: its state, its own variables, where and how long it ran, and its metrics."""
+    """Print how many tasks there are of each state, and a line for each: its variables, where and how long, metrics.
+
+    Of more than 200 tasks only those at work and those that went wrong have a line, the first 200.
+    """
     if not rows:
         return
+    out.text(counts_in_words(rows))
+    if len(rows) > _SHOWN_ROWS:
+        rows = [row for row in rows if row.state in {"running", "failed", "lost"}][:_SHOWN_ROWS]
+        if not rows:
+            return
     found = tasks_value(rows)
     variables, metrics = _names(one["parameters"] for one in found), _names(one["metrics"] for one in found)
     table = [
@@ -50,6 +60,8 @@ def show_tasks(rows: Sequence[TaskRecord], out: Output) -> None:
 
 def failed_tasks(ledger: Ledger, run: Run) -> Recipe:
     """Give the recipe that does again what of a run's tasks did not succeed; raises BadInput where there is none."""
+    if run.kind == "fleet":
+        raise BadInput(f"run {run.id} ({run.name}) is a fleet's, whose tasks its program knows; run that again")
     recipe = Recipe.model_validate_json(run.recipe_json)
     if not recipe.wanted_tasks:
         raise BadInput(f"run {run.id} ({run.name}) has no tasks, only one job; submit its recipe again")

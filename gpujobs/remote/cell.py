@@ -3,6 +3,7 @@
 It lies on the machine as slot.py, and foreman.py has it do tasks as it would have that one make calls. For each number
 that it reads, it runs run.sh, which lies beside it, in a fresh copy of the work's folder, with the variables that
 `tasks/NUMBER` names (JSON: {"envs", "outputs"}), leaves what came of it in `tasks/NUMBER.out`, and writes the number.
+Who is told to end lets the task's folder be, as its command left it: `cells/NUMBER`, its output in `cells/NUMBER.log`.
 What it leaves: a tar of output.log, metrics.json and the outputs; a record (JSON); and the record's size (4 bytes):
 
     {"code", "signal", "missing", "trouble", "size", "sha256"}: how the command ended (code is null where it was not
@@ -33,6 +34,7 @@ LOOK_EVERY_S = 0.1
 SIGNALLED = 128  # and the signal's number: a shell's exit code for a command that was killed
 METRICS, METRICS_BYTES = "metrics.json", 2**16
 _running = []  # type: List[int]
+_ending = []  # type: List[int]
 
 
 class Unable(Exception):
@@ -48,13 +50,16 @@ def main(tasks: int, done: int) -> None:
         for line in numbers:
             number = line.strip()
             answer(number, os.path.join(HERE, "tasks", number))
+            if _ending:  # whoever ends us fetches what is there
+                return
             try:
                 os.write(done, line.encode())
             except BrokenPipeError:  # who asked was ended
                 return
 
 
-def _hand_on(_signal: int, _frame: Any) -> None:
+def _hand_on(number: int, _frame: Any) -> None:
+    _ending.append(number)
     for process in _running:
         _signal_group(process, signal.SIGTERM)
 
@@ -70,7 +75,11 @@ def answer(number: str, path: str) -> None:
         try:
             shutil.rmtree(place, ignore_errors=True)
             copy_work(place)
+            if _ending:
+                return
             code = run(number, task["envs"], place, log)
+            if _ending:
+                return
             record.update(code=code, signal=code - SIGNALLED if code > SIGNALLED else None)
             record["missing"] = pack(task["outputs"], place, log, out)
         except (OSError, Unable, shutil.Error) as error:
@@ -78,6 +87,8 @@ def answer(number: str, path: str) -> None:
             out.seek(0)
             out.truncate()
         seal(out, path + ".out", record)
+    if _ending:
+        return
     shutil.rmtree(place, ignore_errors=True)
     for name in (log, path):
         with suppress(OSError):

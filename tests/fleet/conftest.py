@@ -58,9 +58,8 @@ def wait_for(name, mark=None):
 def touch(name):
     Path(name).touch()
 
-def spoil():
-    path = Path(".gpujobs-call/relay.py")
-    path.write_text("import sys; sys.stdout.write('rubbish' * 9); sys.stdout.flush(); sys.stdin.read()")
+def spoil(text):
+    Path(".gpujobs-call/relay.py").write_text(text)
 
 class Holder:
     def __init__(self, number):

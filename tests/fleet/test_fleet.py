@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gpujobs import Fleet, fleet_run
+from gpujobs import Fleet, fleet_deal, fleet_run
 from gpujobs.errors import BadInput, Cancelled, GpujobsError, JobFailed, OverLimit
 from gpujobs.host import Host
 from gpujobs.ledger import open_ledger
@@ -96,9 +96,15 @@ def test_a_cut_connection_costs_no_task_and_no_second_start(work: ModuleType, co
     assert control.left() == []
 
 
-def test_a_machine_that_sends_rubbish_is_let_go_and_its_task_goes_elsewhere(work: ModuleType, control: Control) -> None:
+@pytest.mark.parametrize(
+    "relay", ["import sys; sys.stdout.write('rubbish' * 9); sys.stdout.flush(); sys.stdin.read()", "raise SystemExit"]
+)
+def test_a_machine_that_sends_rubbish_or_nothing_is_let_go_and_its_task_goes_elsewhere(
+    relay: str, work: ModuleType, control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_deal, "_MEND_S", 0.1)
     with Fleet(keys(), machines=1) as pool:
-        pool.submit(work.spoil).result(LIMIT_S)
+        pool.submit(work.spoil, relay).result(LIMIT_S)
         (machine,) = pool._run._crew
         assert machine.link is not None
         assert machine.link.shell is not None
@@ -221,6 +227,7 @@ def test_the_reaper_lets_a_living_fleet_be_and_ends_that_of_a_dead_process(
         host.ledger.update_run(row.id, lease_until=row.created_at - timedelta(hours=1))
         reap(host, yes=False, reporter=Memory())
         assert host.ledger.get_run(row.id).state in {"failed", "cancelled"}
+        assert {one.state for one in host.ledger.tasks(row.id)} <= {"lost", "cancelled"}
         assert host.ledger.machines_alive() == []
     assert control.left() == []
 

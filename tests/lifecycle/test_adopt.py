@@ -122,6 +122,20 @@ def test_a_machine_that_lies_gets_nothing_of_this_computer(
     assert (told.retry.attempts, told.on_failure.keep) == (1, 0)
 
 
+def test_the_machine_of_tasks_or_of_a_fleet_is_known_as_such_and_left_to_the_reaper(
+    backend: str, host: Host, anew: Host, control: Control
+) -> None:
+    run_id = work_begun(host, backend, tasks=2, outputs={})
+    (found,) = looked(anew, backend)
+    assert (found.recipe, "recipe's tasks are done stood in the lost ledger alone" in found.why) == (None, True)
+    folder = f"{host.backend(backend).work_root}/gj-tester-{run_id}-1"
+    on_the_machine(host, run_id, f"""sed -i 's/"kind": "tasks"/"kind": "fleet"/' {folder}/run.json""")
+    (found,) = looked(anew, backend)
+    assert (found.recipe, "it is a fleet's" in found.why) == (None, True)
+    assert (adopt.adopt(anew, [found]), anew.ledger.list_runs()) == ([], [])
+    assert len(control.alive()) == 1
+
+
 def test_what_cannot_be_believed_is_not_adopted_and_says_why(backend: str, host: Host, anew: Host) -> None:
     run_id = work_begun(host, backend)
     folder = f"{host.backend(backend).work_root}/gj-tester-{run_id}-1"

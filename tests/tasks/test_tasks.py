@@ -1,10 +1,13 @@
 """The tasks of a recipe are one run with one bill: each is done, told of, and done again where its machine was lost."""
 
+import hashlib
+import io
 import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -12,15 +15,20 @@ import pytest
 from gpujobs import fleet_run
 from gpujobs.cli.tasks import failed_tasks
 from gpujobs.clock import StopToken
-from gpujobs.errors import BadInput, Busy
+from gpujobs.ending import keep_in_store
+from gpujobs.errors import BadInput, Busy, Cancelled, JobFailed
 from gpujobs.host import Host
-from gpujobs.ledger_rows import TaskRecord
+from gpujobs.ledger_rows import Kind, TaskRecord
 from gpujobs.lifecycle import Outcome, execute, new_run_id, open_run
 from gpujobs.recipe import Recipe
+from gpujobs.renting import Job
+from gpujobs.run_folder import RunFolder, attempt_log
+from gpujobs.store import Store
+from gpujobs.sweep_clerk import Clerk
 from tests.clocks import REAL_LIMIT_S, eventually
-from tests.cloud import Control, Memory, recipe_for
+from tests.cloud import BACKENDS, Control, Memory, recipe_for
 from tests.conftest import QUICK
-from tests.ledger_values import a_run
+from tests.ledger_values import a_run, an_attempt
 
 HOLD = "[ $GPUJOBS_TASK_INDEX = 0 ] || sleep 6000"
 
@@ -132,12 +140,77 @@ def test_the_tasks_of_a_lost_machine_go_again_elsewhere(host: Host, control: Con
     assert (len(control.machines()), control.left()) == (2, [])
 
 
-def test_a_cancel_ends_the_tasks_that_are_left(host: Host, control: Control) -> None:
-    with running(host, recipe_for("autodl", tasks=3, run=HOLD), StopToken()) as (run_id, ended):
-        eventually(lambda: states(host, run_id)[:2] == ["succeeded", "running"], what="the second task is at work")
+HOLD_WITH_FILES = """
+    mkdir out && echo "half of $GPUJOBS_TASK_INDEX" >out/half && echo '{"loss": 0.5}' >metrics.json && echo begun
+    [ $GPUJOBS_TASK_INDEX != 0 ] || exit 0
+    trap 'echo told >out/told; exit 9' TERM
+    while true; do sleep 0.1; done
+"""
+
+
+def cancelled_at_work(host: Host, backend: str) -> tuple[Outcome, str]:
+    """Cancel a run whose second task is at work and has written; give its outcome and its id."""
+    recipe = recipe_for(backend, tasks=3, run=HOLD_WITH_FILES, outputs={"result": "out"})
+    with running(host, recipe, StopToken()) as (run_id, ended):
+        log = RunFolder(host.settings.runs / run_id).log
+        eventually(lambda: log.exists() and b"[1] begun" in log.read_bytes(), what="the second task is at work")
         host.ledger.request_cancel(run_id, host.clock.now())
-    assert (ended[0].state, ended[0].exit_code) == ("cancelled", 4)
-    assert states(host, run_id) == ["succeeded", "cancelled", "cancelled"]
+    return ended[0], run_id
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_cancel_ends_the_tasks_and_brings_home_what_they_have_written(
+    backend: str, host: Host, control: Control
+) -> None:
+    outcome, run_id = cancelled_at_work(host, backend)
+    assert (outcome.state, outcome.exit_code) == ("cancelled", 4)
+    rows = host.ledger.tasks(run_id)
+    assert [row.state for row in rows] == ["succeeded", "cancelled", "cancelled"]
+    home = outcome.outputs["task-1"]
+    assert sorted(str(path.relative_to(home)) for path in home.rglob("*") if path.is_file()) == [
+        "metrics.json",
+        "output.log",
+        "result/half",
+        "result/told",
+    ]
+    assert (home / "result" / "half").read_text() == "half of 1\n"
+    assert (home / "output.log").read_bytes().startswith(b"begun\n")
+    assert (rows[1].metrics, home.stat().st_mode & 0o777) == ('{"loss": 0.5}', 0o700)
+    assert "task-2" not in outcome.outputs
+    assert [path.name for path in home.parent.iterdir() if path.name.startswith(".")] == []
+    assert (len(control.machines()), control.left()) == (1, [])
+
+
+def test_who_ends_the_run_of_a_dead_process_brings_home_what_its_tasks_have_written(
+    host: Host, control: Control
+) -> None:
+    stop = StopToken()
+    recipe = recipe_for("matrixdc", tasks=2, run=HOLD_WITH_FILES, outputs={"result": "out"})
+    with running(host, recipe, stop) as (run_id, _):
+        log = RunFolder(host.settings.runs / run_id).log
+        eventually(lambda: log.exists() and b"[1] begun" in log.read_bytes(), what="the second task is at work")
+        stop.stop(Busy("another has it"))
+    cancel = StopToken()
+    cancel.stop(Cancelled("by the reaper"))
+    outcome = execute(host, run_id, stop=cancel, reporter=Memory())
+    assert (outcome.state, states(host, run_id)[1]) == ("cancelled", "cancelled")
+    assert (outcome.outputs["task-1"] / "result" / "half").read_text() == "half of 1\n"
+    assert host.ledger.tasks(run_id)[1].metrics == '{"loss": 0.5}'
+    assert control.left() == []
+
+
+def test_max_duration_counts_from_the_first_machine_whoever_goes_on(host: Host, control: Control) -> None:
+    stop = StopToken()
+    recipe = recipe_for("matrixdc", tasks=2, run="sleep 6000", max_duration="1h")
+    with running(host, recipe, stop) as (run_id, _):
+        eventually(lambda: "running" in states(host, run_id), what="a task is at work")
+        stop.stop(Busy("another has it"))
+    [machine] = host.ledger.machines(run_id)
+    host.ledger.update_machine(machine.name, running_at=host.clock.now() - timedelta(hours=2))
+    outcome = execute(host, run_id, stop=StopToken(), reporter=Memory())
+    assert (outcome.state, outcome.exit_code) == ("failed", 5)
+    assert "max_duration (3600 s) was reached" in outcome.error
+    assert states(host, run_id) == ["cancelled", "cancelled"]
     assert (len(control.machines()), control.left()) == (1, [])
 
 
@@ -165,6 +238,38 @@ def test_who_takes_up_the_run_of_a_dead_process_does_only_what_is_left(host: Hos
     assert (outcome.state, states(host, run_id)) == ("succeeded", ["succeeded"] * 3)
     assert [row.machine.rpartition("-")[2] for row in host.ledger.tasks(run_id)] == ["1", "2", "2"]
     assert (len(control.machines()), control.left()) == (2, [])
+
+
+def job_of(host: Host, recipe: Recipe, *, kind: Kind = "tasks") -> Job:
+    open_run(host, recipe, run_id="k3x9", kind=kind)
+    return Job(host=host, run=host.ledger.get_run("k3x9"), recipe=recipe, stop=StopToken(), reporter=Memory())
+
+
+def test_what_comes_after_the_clerk_has_failed_is_closed_all_the_same(host: Host) -> None:
+    job = job_of(host, recipe_for("autodl", tasks=2))
+    clerk, left = Clerk(job), io.BytesIO(b"rubbish")
+    clerk.failed(7, JobFailed("of no task that the ledger knows"))
+    clerk.came(0, left)
+    clerk.start()
+    clerk.close()
+    assert "no task 7" in str(clerk.error)
+    assert (left.closed, job.stop.error) == (True, clerk.error)
+
+
+def test_logs_of_a_fleets_machines_are_put_into_the_store_though_the_runs_log_has_them_all(
+    host: Host, tmp_path: Path
+) -> None:
+    job = job_of(host, recipe_for("autodl"), kind="fleet")
+    host.store = Store(f"file://{tmp_path}/store")
+    for number, text in ((1, b"one\n"), (2, b"two\n")):
+        (job.folder.path / attempt_log(number)).write_bytes(text)
+        attempt = replace(an_attempt("k3x9", number), log_sha256=hashlib.sha256(text).hexdigest())
+        host.ledger.add_attempt(attempt)
+    job.folder.log.write_bytes(b"one\ntwo\n")
+    keep_in_store(job)
+    kept = host.store.manifest("k3x9")
+    assert kept is not None
+    assert {"output.log", "attempt-1.log", "attempt-2.log"} <= set(kept.files)
 
 
 @pytest.mark.parametrize(
