@@ -147,8 +147,8 @@ class Fleet(Executor):
         """Stop all tasks, begun or not, and release the machines; waits for none of it."""
         with self._lock:
             self._shut = True
-            self._run.cancel("by its program")
-        self._run.drop_queue()
+        self._run.drop_queue()  # first: at the run's end, what no machine has begun would fail instead
+        self._run.cancel("by its program")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -100,13 +100,15 @@ class FleetMachine:
             self.error = error
         except Exception as error:  # noqa: BLE001 - a bug of ours must not leave a machine rented
             self.error = describe_bug(error)
-        self.end = self._judge()
-        if self.attempt is not None and not isinstance(self.error, LetGo):
-            self._release(self.attempt)
-        if self.link is not None:
-            self.left = self._dealer.leave(self.link)
-        self.ended = True
-        self._over()
+        try:
+            self.end = self._judge()
+            if self.attempt is not None and not isinstance(self.error, LetGo):
+                self._release(self.attempt)
+        finally:  # whatever befalls this thread, nobody waits for it in vain
+            if self.link is not None:
+                self.left = self._dealer.leave(self.link)
+            self.ended = True
+            self._over()
 
     def _rent_and_work(self) -> None:
         machine, choice = self._rent()

@@ -175,9 +175,9 @@ MUTATIONS = (
     Mutation(
         guard="a task's end is recorded once what it left is in its place",
         file="gpujobs/sweep_clerk.py",
-        old="                record = bring_home(left, place)\n",
-        new='                self._end(number, at, state="succeeded", exit_code=0)\n'
-        "                record = bring_home(left, place)\n",
+        old="            record = bring_home(left, place)\n",
+        new='            self._end(number, at, state="succeeded", exit_code=0)\n'
+        "            record = bring_home(left, place)\n",
         tests=("tests/crash/test_kill_tasks.py -k 'second_left or reaped'",),
     ),
     Mutation(
