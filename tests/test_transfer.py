@@ -16,6 +16,7 @@ from gpujobs.shell import Shell, quote_path
 from gpujobs.transfer import Limits, pull, push_file, push_folder
 from gpujobs.transfer_pack import survey, tar_stream
 from gpujobs.transfer_place import swap
+from tests.clocks import eventually
 from tests.folders import alone, contents
 from tests.sshd.machines import QUICK, Server
 from tests.sshd.proxy import Proxy
@@ -198,7 +199,9 @@ def test_the_next_upload_removes_what_a_cut_one_left_and_nothing_else(
         push_file(
             cut, tmp_path / "file", f"{place}/{name}", progress=lambda done, _: proxy.cut() if done > 10**6 else None
         )
-    assert len(look(shell, place, "ls -A").splitlines()) == len(others) + 1
+    eventually(
+        lambda: len(look(shell, place, "ls -A").splitlines()) == len(others) + 1, what="the draft of the cut one"
+    )
     push_file(shell, tmp_path / "file", f"{place}/{name}")
     assert sorted(look(shell, place, "ls -A").splitlines()) == sorted([*others, name])
     assert look(shell, place, f"wc -c <{shlex.quote(name)}").split() == [str(len(data))]

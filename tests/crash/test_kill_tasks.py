@@ -27,7 +27,7 @@ resources: {{infra: {backend}, accelerators: "{gpu}"}}
 tasks: 3
 run: echo "$GPUJOBS_TASK_INDEX on $GPUJOBS_MACHINE" | tee kept
 outputs: {{kept: kept}}
-max_duration: 10m
+max_duration: 5h
 """
 KILLS = {  # where, on which backend, and how many tasks are done by then, at the least
     "the tasks are to be written down": (r"^before ledger tasks insert", "autodl", 0),

@@ -37,7 +37,7 @@ CHANGES: Sequence[Callable[[World], object]] = (
     lambda world: world.fake.world.ground.truth.machines.clear(),
     lambda world: world.fault("list_instances", "stale_list"),
     lambda world: next(iter(world.machines.values())).keys.add(b"another"),
-    lambda world: next(iter(next(iter(world.machines.values())).works.values())).files.clear(),
+    lambda world: next(iter(world.machines.values())).disks.content.clear(),
     lambda world: world.starts.clear(),
     lambda world: world.network.strike({1: "slow"}),
 )

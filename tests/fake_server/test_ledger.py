@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fake_server.call_log import KEPT_CALLS, ApiCall, CallLog, without_secrets
+from fake_server.call_log import KEPT_CALLS, CallLog, without_secrets
 from fake_server.rows import CallRow, CommandRow, Ledger, MachineRow
 from fake_server.truth import Truth, to_fen
 from tests.fake_server.doubles import QuietContainers
@@ -133,7 +133,7 @@ def test_the_log_of_calls_is_bounded() -> None:
     log = CallLog()
     for number in range(1, KEPT_CALLS + 3):
         log.add(
-            ApiCall(
+            CallRow(
                 number=number,
                 at=0,
                 endpoint="",
@@ -146,7 +146,7 @@ def test_the_log_of_calls_is_bounded() -> None:
                 cut=False,
             )
         )
-    assert (log.total, len(log.calls), log.calls[0].number) == (KEPT_CALLS + 2, KEPT_CALLS, 3)
+    assert (log.total, len(log.calls), log.calls[0]["number"]) == (KEPT_CALLS + 2, KEPT_CALLS, 3)
 
 
 def test_no_api_call_reads_the_ledger(wires: Wires) -> None:
