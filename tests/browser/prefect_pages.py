@@ -43,6 +43,13 @@ class Pages:
         self.page.wait_for_url("**/flow-run/**")
         return self.flow_run_id()
 
+    def follow(self, run: Locator) -> None:
+        """Go to the page of a run that a list names; a list that is drawn anew just then may lose a click."""
+        path = run.get_attribute("href")
+        assert path
+        self.page.goto(self.url + path)
+        self.page.wait_for_url("**/flow-run/**")
+
     def flow_run_id(self) -> str:
         """Read the flow run's id from the address of its page."""
         found = re.search(r"/flow-run/([0-9a-f-]{36})", self.page.url)

@@ -184,7 +184,7 @@ def test_schedule_that_is_set_in_the_ui_runs_when_it_is_due(pages: Pages, home: 
     runs = pages.tab("Runs").get_by_role("link", name="digits-")
     expect(runs.last).to_be_visible(timeout=300_000)  # the first one; under load the scheduler misses a minute
     pages.sent(pages.page.get_by_role("switch", name="toggle Every minute").click, "/schedules")
-    runs.last.click()
+    pages.follow(runs.last)
     pages.ended("Completed")
     pages.seen(pages.page.get_by_text("auto-scheduled"))
     assert home.starts(pages.flow_run_id()) == [1]

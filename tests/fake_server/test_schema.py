@@ -63,6 +63,7 @@ class World:
             self.fake.reset()
             self.wires.running(self.wires.deploy(replica_set(replica_num=2, reuse_container=True)), 2)
             self.wires.deploy(job(gpu_name_set=["H800"], dc_list=["neimengDC1"]))
+        if not self.fake.world.matrixdc.instances:  # at first, and once a drawn call has deleted it
             self.wires.boxed(self.wires.rent(), "Running")
         self.calls += 1
 
