@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from prefect import flow, task
@@ -48,6 +49,7 @@ class Seat:
     host: Host
     stop: StopToken
     resumes: bool = False  # a run that lost its driver is gone on with; if it is over by now, it stays so
+    sent_at: datetime | None = None  # when the flow run was taken; None: that is not known
 
 
 SEAT: ContextVar[Seat | None] = ContextVar("gpujobs_seat", default=None)
@@ -121,14 +123,15 @@ class Driver:
         """Take where to run, what, and where to tell of it: `reporter` passes on to `log`."""
         self._host, self._stop, self._run_id, self._log = seat.host, seat.stop, run_id, log
         self._reporter, self._told_stop = reporter, False
-        self._resumes = self._unended = seat.resumes
+        self._resumes, self._sent_at = seat.resumes, seat.sent_at
+        self._unended = seat.resumes
         self._drained_at: float | None = None  # when a cancelled run must have ended
 
     async def run(self, recipe: Recipe, flow_run_id: str) -> State[Any]:
         """Run the recipe to its end and say how it ended, as Prefect's state."""
         try:
             known: Run = await self._in_thread(lambda: self._open(recipe, flow_run_id))
-            if self._resumes and known.state in ENDED:
+            if known.state in ENDED and (self._resumes or self._was_sent_before_its_end(known)):
                 return end_state(known.state, known.error, known.cost_cny)
             self._unended = known.state not in ENDED  # if it ends before we claim it, another host has run it
             outcome = await self.drive()
@@ -142,6 +145,13 @@ class Driver:
         if outcome.state == "failed" and isinstance(self._stop.error, errors.Cancelled):  # a cancel ends as Cancelled
             return Cancelled(message=f"cancelled; it had failed: {outcome.error}")
         return end_state(outcome.state, outcome.error, outcome.cost_cny)
+
+    def _was_sent_before_its_end(self, known: Run) -> bool:
+        """Say whether another host has done the run meanwhile; else it is over because it is retried.
+
+        A host that is slow to begin may look dead: the flow run is sent on its way again, and both come to begin it.
+        """
+        return self._sent_at is not None and known.ended_at is not None and self._sent_at < known.ended_at
 
     def _open(self, recipe: Recipe, flow_run_id: str) -> Run:
         lifecycle.open_run(self._host, recipe, run_id=self._run_id, flow_run_id=flow_run_id)

@@ -130,6 +130,7 @@ class Worker(BaseWorker[BaseJobConfiguration, BaseVariables, Result]):
         except Exception as error:  # noqa: BLE001 - whatever it was, the flow run is still in the queue
             self._logger.warning("flow run %s could not be taken now: %s", flow_run.id, error)
             return False
+        flow_run.state = state  # the queue tells none
         return state.is_pending()
 
     async def run(

@@ -70,7 +70,8 @@ class Floor:
             resumes: it lost its driver; where its run is over, somebody else has ended it, and that stays.
         """
         stop = StopToken()
-        seat = Seat(host=self._host, stop=stop, resumes=resumes)
+        sent_at = flow_run.state.timestamp if flow_run.state else None
+        seat = Seat(host=self._host, stop=stop, resumes=resumes, sent_at=sent_at)
         return self._begin(run_id_of(str(flow_run.id)), str(flow_run.id), seat, self._run(flow_run, stop))
 
     def finish(self, run: Run, flow_run: FlowRun | None, *, cancelled: bool) -> Sitting:

@@ -115,3 +115,12 @@ def test_retry_of_a_run_that_is_said_to_have_crashed_and_has_not_starts_nothing(
     say_go(desk, "autodl", run_id)
     assert desk.state(flow_run_id, {"COMPLETED"})[0] == "COMPLETED"
     assert_went_on(desk, truth, run_id)
+
+
+def test_a_run_that_another_host_has_done_meanwhile_is_not_done_again(desk: Desk, truth: Control) -> None:
+    run_id, flow_run_id = desk.submit("echo once")
+    assert desk.ended(flow_run_id)[0] == "COMPLETED"
+    desk.ledger.update_run(run_id, ended_at=datetime.now(UTC) + timedelta(hours=1))  # after it was sent once more
+    retry(desk, flow_run_id, force=True)
+    assert desk.state(flow_run_id, {"COMPLETED"})[0] == "COMPLETED"
+    assert starts_and_left(truth, run_id) == (1, [])
