@@ -48,9 +48,7 @@ class LeasedSlots:
         self._holds = _read(path)
         self._returned: list[str] = []  # leases that the server has not heard of yet
         self._full: dict[tuple[str, int], float] = {}  # until when nobody asks again
-        self._absent: dict[
-            str, float
-        ] = {}  # limits that did not exist when they were last asked for, until asked again
+        self._absent: dict[str, float] = {}  # limits that do not exist: until when nobody asks again
         self._told: set[str] = set()
 
     def take(self, run_id: str, gpu: str, count: int) -> str:

@@ -48,6 +48,12 @@ def test_with_json_an_error_is_json_alone(bare: Cli, args: list[str]) -> None:
     assert done.stderr == ""
 
 
+def test_an_unknown_run_beside_a_server_that_does_not_answer_is_an_error_that_says_both(bare: Cli) -> None:
+    done = bare("status", "0123456789", env={**bare.env, "PREFECT_API_URL": "http://127.0.0.1:9/api"})
+    assert (done.returncode, done.stdout) == (70, "")
+    assert re.search("^gpujobs: .*0123456789.*; whether it waits for a host is not known: .*127.0.0.1:9", done.stderr)
+
+
 def crash(cli: Cli, *args: str, **env: str) -> "subprocess.CompletedProcess[str]":
     """Run `ls` with a bug in it, whose message holds a token."""
     code = (

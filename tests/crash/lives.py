@@ -148,6 +148,36 @@ def check_promises(world: World, *, ended: bool = True, succeeded: bool = False,
         _check_files(host)
 
 
+def reaped_and_checked(world: World) -> None:
+    """Judge a run that has been resumed, after whatever deaths."""
+    reap(world)
+    check(world, succeeded=True)
+
+
+def killed_and_resumed(world: World, dies_at: int) -> None:
+    """Kill the run at a place, take it up again, and judge."""
+    assert live(world, dies_at=dies_at)[0].dead
+    recover(world)
+    reaped_and_checked(world)
+
+
+def killed_and_reaped(world: World, dies_at: int) -> None:
+    """Kill the run at a place, leave it to the reaper, and judge."""
+    strangers = world.alive()
+    assert live(world, dies_at=dies_at)[0].dead
+    reap(world)
+    check(world, ended=False, strangers=strangers)
+
+
+def tell(case: str, act: Callable[[], object]) -> str:
+    """Do a case; give "" or what it breaks."""
+    try:
+        act()
+    except AssertionError as error:
+        return f"{case}: {str(error).splitlines()[0]}"
+    return ""
+
+
 def _check_files(host: Host) -> None:
     folder, run = RunFolder(host.settings.runs / RUN), host.ledger.get_run(RUN)
     attempts = host.ledger.attempts(RUN)

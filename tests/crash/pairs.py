@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,7 +19,7 @@ from sqlalchemy import event
 
 from tests.crash.durable import durable, repeatable
 from tests.crash.faults import FAULTS, Fault, begin_fault
-from tests.crash.lives import Life, check, live, place, reap, recover
+from tests.crash.lives import Life, check, killed_and_reaped, killed_and_resumed, live, place, reap, recover, tell
 from tests.crash.world import World, world_of
 
 NAMED: Mapping[str, Fault] = {"-".join(map(str, (*fault[:2], *fault[2].values()))): fault for fault in FAULTS}
@@ -53,6 +54,19 @@ def states_of(world: World, begin: Callable[[], None]) -> Mapping[str, Sequence[
     begin()
     live(world, look=lambda life: found.setdefault(durable(world), []).append(len(life.passed) - 1))
     return found
+
+
+def kill_once(world: World, begin: Callable[[], None]) -> tuple[int, int, Sequence[str]]:
+    """Kill a run at every place, and each time resume it, and again leave it to the reaper.
+
+    Gives the number of places, of states that are left there, and what broke a promise.
+    """
+    states, found = states_of(world, begin), []
+    for places in states.values():
+        for act in (killed_and_resumed, killed_and_reaped):
+            begin()
+            found.append(tell(f"{places[0]}, {act.__name__}", partial(act, world, places[0])))
+    return sum(map(len, states.values())), len(states), [each for each in found if each]
 
 
 @dataclass

@@ -5,7 +5,7 @@ Everything is in this thread and on a clock that only waiting moves, so that eac
 a failure names is a place: `live(world, dies_at=...)` in a test of its own shows it again.
 """
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +16,17 @@ import pytest
 from tests.cloud import BACKENDS
 from tests.crash.durable import durable, repeatable
 from tests.crash.faults import FAULTS, Fault, begin_fault
-from tests.crash.lives import RUN, check, live, place, reap, recover, strangers_of
+from tests.crash.lives import (
+    RUN,
+    killed_and_reaped,
+    killed_and_resumed,
+    live,
+    place,
+    reaped_and_checked,
+    recover,
+    strangers_of,
+    tell,
+)
 from tests.crash.pairs import states_of
 from tests.crash.world import World, world_of
 
@@ -40,38 +50,11 @@ def begin(world: World, fault: Fault | None = None) -> None:
         begin_fault(world, fault)
 
 
-def tell(case: str, act: Callable[[], object]) -> str:
-    """Do a case; give "" or what it breaks."""
-    try:
-        act()
-    except AssertionError as error:
-        return f"{case}: {str(error).splitlines()[0]}"
-    return ""
-
-
 def judge(found: Sequence[str], *, what: str) -> None:
     """Say how many cases there were, and fail with those that broke a promise."""
     print(f"{what}: {len(found)} cases")  # noqa: T201 - the count is the figure that this proves
     assert found, "no case"
     assert [each for each in found if each] == []
-
-
-def reaped_and_checked(world: World) -> None:
-    reap(world)
-    check(world, succeeded=True)
-
-
-def killed_and_resumed(world: World, dies_at: int) -> None:
-    assert live(world, dies_at=dies_at)[0].dead
-    recover(world)
-    reaped_and_checked(world)
-
-
-def killed_and_reaped(world: World, dies_at: int) -> None:
-    strangers = world.alive()
-    assert live(world, dies_at=dies_at)[0].dead
-    reap(world)
-    check(world, ended=False, strangers=strangers)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
