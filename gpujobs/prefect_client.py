@@ -2,6 +2,8 @@
 
 import logging
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
@@ -60,9 +62,14 @@ class PatientClient(PrefectClient):
             await anyio.sleep(0.1 + wait_s)
         raise AssertionError("backoff never ends")  # for the type checker
 
+    async def tell_once(self, flow_run_id: UUID, state: State[Any]) -> None:
+        """Have the flow run be in the state; raises what the server's answer, or its absence, is."""
+        await super().set_flow_run_state(flow_run_id, state, force=True)
 
-def patient(clock: Clock) -> AsyncClientContext:
-    """Give a context, to be entered, in which Prefect's engine and we use one patient client."""
+
+@asynccontextmanager
+async def patient(clock: Clock) -> AsyncIterator[PatientClient]:
+    """Open a block in which Prefect's engine and we use one patient client; give that."""
     client = PatientClient(
         PREFECT_API_URL.value(),
         clock=clock,
@@ -70,7 +77,8 @@ def patient(clock: Clock) -> AsyncClientContext:
         api_key=PREFECT_API_KEY.value(),
     )
     # Its __init__ would make a client of its own, which nobody used.
-    return AsyncClientContext.model_construct(client=client)
+    async with AsyncClientContext.model_construct(client=client):
+        yield client
 
 
 def _passes(error: httpx.TransportError | PrefectHTTPStatusError) -> bool:

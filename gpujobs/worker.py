@@ -186,7 +186,7 @@ async def _serve(host: Host, over: threading.Event, limit: int | None) -> None:
         ended = asyncio.ensure_future(_set(over))
         if not await _reached(ended):
             return
-        client = (await stack.enter_async_context(patient(host.clock))).client
+        client = await stack.enter_async_context(patient(host.clock))
         # Else each flow run makes three clients that call nobody, and each of those reads all certificates: 40 ms.
         stack.enter_context(SyncClientContext.get_or_create())
         await stack.enter_async_context(Outbox(client).installed())

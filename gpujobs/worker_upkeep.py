@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import (
     FlowFilter,
     FlowFilterName,
@@ -31,6 +31,7 @@ from gpujobs.flow_work import in_thread
 from gpujobs.host import Host
 from gpujobs.ledger_rows import ENDED, Run
 from gpujobs.prefect_api import POOL, run_id_of
+from gpujobs.prefect_client import PatientClient
 from gpujobs.worker_deleted import Deleted
 from gpujobs.worker_floor import Floor
 from gpujobs.worker_slots import TEND_S
@@ -54,7 +55,7 @@ _log = logging.getLogger(__name__)
 class Upkeep:
     """Five loops, none of which ends because something failed once."""
 
-    def __init__(self, host: Host, floor: Floor, client: PrefectClient, *, tend: Callable[[], None]) -> None:
+    def __init__(self, host: Host, floor: Floor, client: PatientClient, *, tend: Callable[[], None]) -> None:
         """Look after the runs on `floor`, and after those that dead hosts have left behind; `tend` sees to leases."""
         self._host, self._floor, self._client, self._tend = host, floor, client, tend
         self._tries: dict[str, int] = {}
@@ -62,9 +63,9 @@ class Upkeep:
 
     async def take_over(self, worker_name: str) -> None:
         """Before any run is taken: put back in the queue what our forerunner of this name took and never began."""
-        for flow_run in await self._unended():
-            if flow_run.state and flow_run.state.message == taken_by(worker_name):
-                await self._mend(flow_run, orphan=True)
+        taken = [one for one in await self._unended() if one.state and one.state.message == taken_by(worker_name)]
+        with suppress(_Failed):  # those are orphans in a minute, and mended then
+            await _each(self._mend(flow_run, orphan=True) for flow_run in taken)
 
     async def run(self) -> None:
         """Go on until cancelled."""
@@ -88,11 +89,10 @@ class Upkeep:
             )
         )
         for flow_run in told:
-            if _is_suspended(flow_run):
-                await self._go_on(flow_run)
-            elif flow_run.state is not None and not flow_run.state.is_paused():
+            if flow_run.state is not None and not flow_run.state.is_paused():
                 run_id = run_id_of(str(flow_run.id))
                 self._floor.cancel(run_id, errors.Cancelled(f"run {run_id} was cancelled in Prefect"))
+        await _each(self._go_on(flow_run) for flow_run in told if _is_suspended(flow_run))
 
     async def hear_deletions(self) -> None:
         """Stop the runs whose flow runs somebody has deleted: nobody could cancel them any more."""
@@ -109,17 +109,18 @@ class Upkeep:
         """Undo a suspension: a machine cannot be put aside without losing its work, and would cost money meanwhile."""
         flow_run_logger(flow_run).warning("%s", NO_SUSPENSION)
         running: State[Any] = Running(message=NO_SUSPENSION)
-        await self._client.set_flow_run_state(flow_run.id, running, force=True)
+        await self._client.tell_once(flow_run.id, running)
 
     async def recover(self) -> None:
         """Resume runs whose driver is dead, then mend the states of flow runs that ended, or began, unseen."""
-        for run_id in await self._resumable():
-            self._tries[run_id] = self._tries.get(run_id, 0) + 1
-            await self._resume(run_id)
-        for flow_run in await self._unended():
-            if run_id_of(str(flow_run.id)) not in self._floor.sitting:
-                since = flow_run.state.timestamp if flow_run.state else None
-                await self._mend(flow_run, orphan=since is not None and datetime.now(UTC) - since > ORPHAN)
+        with suppress(_Failed):  # what it could not resume has some tries left
+            await _each(self._resume(run_id) for run_id in await self._resumable())
+        unended = await self._unended()
+        await _each(
+            self._mend(flow_run, orphan=_taken_long_ago(flow_run))
+            for flow_run in unended
+            if run_id_of(str(flow_run.id)) not in self._floor.sitting
+        )
 
     async def _resumable(self) -> Sequence[str]:
         undriven: Sequence[str] = await in_thread(lambda: reaper.recover(self._host), name=_THREAD)
@@ -132,8 +133,8 @@ class Upkeep:
         kind = flow_run.state.type if flow_run and flow_run.state else None
         if flow_run and _is_suspended(flow_run):
             await self._go_on(flow_run)
-            self._floor.seat(flow_run, resumes=True)
-        elif flow_run and kind in {StateType.RUNNING, StateType.PENDING}:
+        self._tries[run_id] = self._tries.get(run_id, 0) + 1  # a server that does not answer costs none
+        if flow_run and (kind in {StateType.RUNNING, StateType.PENDING} or _is_suspended(flow_run)):
             self._floor.seat(flow_run, resumes=True)
         elif kind != StateType.SCHEDULED:  # a scheduled one is on its way to a host
             self._floor.finish(run, flow_run, cancelled=kind in {StateType.CANCELLING, StateType.CANCELLED})
@@ -162,13 +163,13 @@ class Upkeep:
         if run is not None and run.state in ENDED:
             if since and run.ended_at and since < run.ended_at:  # else it has been sent on its way again
                 state = end_state(run.state, run.error, run.cost_cny)
-                await self._client.set_flow_run_state(flow_run.id, state, force=True)
+                await self._client.tell_once(flow_run.id, state)
                 await tell_end(self._host, run.id, flow_run, self._client)
             elif cancelling:
-                await self._client.set_flow_run_state(flow_run.id, never, force=True)
+                await self._client.tell_once(flow_run.id, never)
         elif (run is None or run.state == "submitted") and (orphan or cancelling):
             again: State[Any] = Scheduled(message="the host that took it died before it began")
-            await self._client.set_flow_run_state(flow_run.id, never if cancelling else again, force=True)
+            await self._client.tell_once(flow_run.id, never if cancelling else again)
 
     async def reap(self) -> None:
         """Call the reaper, unless there are runs to resume: those it would end."""
@@ -194,6 +195,10 @@ def taken_by(worker_name: str) -> str:
     return f"taken by host {worker_name}"
 
 
+def _taken_long_ago(flow_run: FlowRun) -> bool:
+    return flow_run.state is not None and datetime.now(UTC) - flow_run.state.timestamp > ORPHAN
+
+
 def _types(*types: StateType) -> FlowRunFilterState:
     return FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types)))
 
@@ -204,6 +209,23 @@ def _ledger_run(host: Host, run_id: str) -> Run | None:
     except errors.BadInput:
         return None
     return found if found.id == run_id else None
+
+
+class _Failed(Exception):
+    """Some of several things failed, and it was said which."""
+
+
+async def _each(acts: Iterable[Awaitable[None]]) -> None:
+    """Do one after another: what goes wrong with one run holds up no other. Raises _Failed at the end."""
+    failed = 0
+    for act in acts:
+        try:
+            await act
+        except (Exception, Abort) as error:  # noqa: BLE001 - as below
+            failed += 1
+            _log.warning("a run that is looked after: %r", error)
+    if failed:
+        raise _Failed(f"{failed} of the runs")
 
 
 async def _every(period_s: float, act: Callable[[], Awaitable[None]]) -> None:
