@@ -31,7 +31,8 @@ def main() -> int:
     parser.add_argument("--once", action="store_true", help="kill once, at every place, under each fault")
     given = parser.parse_args()
     if given.once:
-        return _once(pairs, given.backend, [given.fault] if given.fault else [None, *pairs.NAMED])
+        faults = [given.fault] if given.fault else [None, *pairs.NAMED]
+        return _once(pairs, given.backend, faults, given.every)
     chosen = {"part": given.part, "parts": given.parts, "every": given.every}
     with pairs.kills_of(given.backend, pairs.NAMED.get(given.fault), **chosen) as kills:
         figures = kills.kill(lambda line: print(line, file=sys.stderr, flush=True))
@@ -39,17 +40,14 @@ def main() -> int:
     return 1 if figures.found else 0
 
 
-def _once(pairs: ModuleType, backend: str, faults: Sequence[str | None]) -> int:
+def _once(pairs: ModuleType, backend: str, faults: Sequence[str | None], every: int) -> int:
     broke = 0
     for fault in faults:
         with pairs.kills_of(backend, pairs.NAMED.get(fault)) as kills:
-            places, states, found = pairs.kill_once(kills.world, kills.begin)
+            places, states, found = pairs.kill_once(kills.world, kills.begin, every)
         broke += len(found)
-        print(
-            f"{backend}, {fault or 'no fault'}: {places} places, {states} states, {len(found)} broke a promise",
-            flush=True,
-        )
-        print(*found, sep="\n", end="\n" if found else "")
+        counts = f"{places} places, {states} states, {len(found)} broke a promise"
+        print("\n".join((f"{backend}, {fault or 'no fault'}: {counts}", *found)), flush=True)
     return 1 if broke else 0
 
 

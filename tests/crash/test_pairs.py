@@ -1,6 +1,7 @@
 """That states which differ are told apart, and that `tools/pairs.py` finds what breaks."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -16,12 +17,12 @@ PROJECT = Path(__file__).parents[2]
 FEW = ("--backend", "matrixdc", "--every", "60", "--parts", "40")
 BROKEN = """
 import runpy, sys
-from tests.crash import pairs
+from tests.crash import lives, pairs
 
-def check(world, *, succeeded):
+def check(world, **_):
     raise AssertionError("nothing holds")
 
-pairs.check = check
+pairs.check = lives.check = check
 sys.argv[0] = "tools/pairs.py"
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -55,13 +56,25 @@ def test_whatever_outlives_a_process_tells_one_state_from_another(tmp_path: Path
     assert len(set(found)) == 1 + len(CHANGES)
 
 
+def run(program: Sequence[str], options: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+    """Run the tool, as it is or broken, to its end."""
+    command, env = [sys.executable, *program, *options], {**os.environ, "PYTHONPATH": str(PROJECT)}
+    return subprocess.run(command, cwd=PROJECT, env=env, capture_output=True, text=True, check=False, timeout=500)
+
+
 @pytest.mark.parametrize(("program", "code"), [(("tools/pairs.py",), 0), (("-c", BROKEN), 1)])
 def test_few_of_all_pairs_hold_and_what_breaks_one_is_found(program: Sequence[str], code: int) -> None:
-    env = {**os.environ, "PYTHONPATH": str(PROJECT)}
-    done = subprocess.run(
-        [sys.executable, *program, *FEW], cwd=PROJECT, env=env, capture_output=True, text=True, check=False, timeout=500
-    )
+    done = run(program, FEW)
     assert done.returncode == code, done.stderr
     judged, broke = (int(word) for word in done.stdout.splitlines()[3].split(";")[0].split() if word.isdecimal())
     assert judged > 0
     assert broke == (judged if code else 0), done.stdout
+
+
+@pytest.mark.parametrize(("program", "code"), [(("tools/pairs.py",), 0), (("-c", BROKEN), 1)])
+def test_few_kills_under_a_fault_hold_and_what_breaks_one_is_found(program: Sequence[str], code: int) -> None:
+    done = run(program, ("--once", "--backend", "matrixdc", "--fault", "delete-late_act-30", "--every", "50"))
+    assert done.returncode == code, done.stderr
+    figures, *broke = done.stdout.splitlines()
+    assert re.fullmatch(rf"matrixdc, delete-late_act-30: \d+ places, \d+ states, {len(broke)} broke a promise", figures)
+    assert bool(broke) == bool(code)
