@@ -70,6 +70,20 @@ def warm(pool: "Fleet", machines: int) -> None:
 
 
 @contextmanager
+def fake_cloud() -> Iterator[None]:
+    """Have one in a process of its own, as a cloud is elsewhere: its work is none of this process's."""
+    command = [sys.executable, "-m", "fake_server", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=HERE.parent) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[-1]
+        os.environ.update({"AUTODL_TOKEN": "fake-token", "AUTODL_API_URL": url, "MATRIXDC_TOKEN": ""})
+        try:
+            yield
+        finally:
+            process.terminate()
+
+
+@contextmanager
 def peer(python: Path, name: str, folder: str) -> Iterator[Callable[[], float]]:
     """Give what measures one round of a peer's."""
     command = [str(python), str(HERE / "fleet_peers.py"), name]
@@ -95,8 +109,8 @@ def peer(python: Path, name: str, folder: str) -> Iterator[Callable[[], float]]:
 
 def ssh_to(pool: "Fleet", folder: str) -> tuple[list[str], str]:
     """Give the options of ssh and scp for the fleet's one machine, with our own key, and its user and host."""
-    from gpujobs import settings  # noqa: PLC0415 - the machine imports this file too, and has no gpujobs
-    from gpujobs.host import Host  # noqa: PLC0415 - as above
+    from gpujobs import settings  # noqa: PLC0415 - as in main
+    from gpujobs.host import Host  # noqa: PLC0415 - as in main
 
     (machine,) = pool.machines
     with Host.open(settings.load()) as host:
@@ -150,8 +164,7 @@ def report(what: str, other: str, pairs: list[tuple[float, float]]) -> None:
 
 def main(rounds: int) -> None:
     """Measure and print."""
-    from fake_server import FakeCloud  # noqa: PLC0415 - the machine imports this file too, and has no fake
-    from gpujobs import Fleet  # noqa: PLC0415 - as above
+    from gpujobs import Fleet  # noqa: PLC0415 - the machine imports this file too, and has no gpujobs
 
     with tempfile.TemporaryDirectory() as home:
         os.environ.update({"GPUJOBS_HOME": home, "XDG_CONFIG_HOME": home})
@@ -162,7 +175,7 @@ def main(rounds: int) -> None:
         keys = {"accelerators": "RTX 4090", "infra": "autodl", "workdir": str(HERE)}
         print(f"load before: {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores, {rounds} rounds")
         print("| what | ours, ms | against | theirs, ms | ratio |\n|---|---|---|---|---|")
-        with FakeCloud(environment=True):
+        with fake_cloud():
             with Fleet(keys, machines=MACHINES) as fleet:
                 warm(fleet, MACHINES)
                 for name in PEERS:
