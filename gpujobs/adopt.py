@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from gpujobs import reaper
-from gpujobs.attempt import KIND, WORKING
+from gpujobs.attempt import WORKING
+from gpujobs.attempt_work import KIND
 from gpujobs.backends import Backend
 from gpujobs.errors import BadInput, GpujobsError, RemoteFailure
 from gpujobs.host import Host

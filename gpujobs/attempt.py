@@ -1,22 +1,21 @@
 """One attempt: its phases on one machine, each of which may be entered again and goes on from what it finds."""
 
-import json
 import logging
 import posixpath
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
-from gpujobs import teardown
-from gpujobs.clock import StopToken
+from gpujobs import errors, teardown
+from gpujobs.attempt_home import HEARTBEAT_S, Homeward, LeftThere
+from gpujobs.attempt_snapshot import save_disk
+from gpujobs.attempt_work import left_s, most_s, spec_of
 from gpujobs.errors import (
-    BadInput,
     BootTimeout,
     GpujobsError,
     JobFailed,
     MachineLost,
-    Missing,
     NoCapacity,
     OverLimit,
     ProviderError,
@@ -24,29 +23,23 @@ from gpujobs.errors import (
     TransferFailed,
     Unreachable,
 )
-from gpujobs.ledger_rows import SnapshotRecord
+from gpujobs.ledger_rows import Attempt as AttemptRow
 from gpujobs.line import Line
-from gpujobs.models import ImageRef, Machine, MachineStatus
-from gpujobs.plan import price_bound
+from gpujobs.models import Machine, MachineStatus
 from gpujobs.renting import Job
-from gpujobs.runner import ExitRecord, Runner, RunSpec
-from gpujobs.settings import private_folder
+from gpujobs.runner import ExitRecord, Runner
 from gpujobs.shell import Shell
 from gpujobs.store_folder import growing
-from gpujobs.transfer import pull, push_file, push_folder
-from gpujobs.transfer_place import discard, fresh_folder, swap, tidy
+from gpujobs.transfer import push_file, push_folder
 
 _log = logging.getLogger(__name__)
 _NOT_BEGUN = frozenset({"absent", "installed"})
-_HEARTBEAT_S = 60.0
 _ROUNDING_CNY = 0.005
-KIND = "kind"  # of the run, beside its recipe in what the machine keeps of it
 WORKING = "working"  # an attempt's state in the ledger once its command may have been started
 _FOUND = frozenset({MachineStatus.BOOTING, MachineStatus.RUNNING})
 
 
 Beside = Callable[[Shell, str], AbstractContextManager[object]]
-LeftThere = Callable[[], Mapping[Path, Mapping[str, str]]]
 
 
 def _nothing(_shell: Shell, _work: str) -> AbstractContextManager[object]:
@@ -65,11 +58,12 @@ class Attempt:
         `left_there` says what else than the outputs to bring home where the work is ended: by a folder here, names
         in it and where in the work's folder they are.
         """
-        self._beside, self._left_there = beside or _nothing, left_there
+        self._beside = beside or _nothing
         self.job, self.name, self.backend = job, machine.name, job.host.backend(machine.backend)
         self.exit: ExitRecord | None = None
         self.work_began = False
         self._line = Line(job.host, self.backend, machine, stop=job.stop, reporter=job.reporter)
+        self._homeward = Homeward(job, self._line, runner=self._runner, left_there=left_there)
 
     # boot
 
@@ -117,7 +111,7 @@ class Attempt:
         """Send the runner first, which arms the dead-man, then the workdir and the file mounts; once begun, nothing."""
         if self._line.insist(lambda shell: self._runner(shell).status()).phase not in _NOT_BEGUN:
             return
-        recipe, spec = self.job.recipe, self._spec()
+        recipe, spec = self.job.recipe, spec_of(self.job, self.name)
         self._line.insist(lambda shell: self._runner(shell).install(spec))
         if recipe.workdir:
             local, progress = Path(recipe.workdir), self._progress("uploading workdir")
@@ -139,45 +133,6 @@ class Attempt:
     def _progress(self, what: str) -> Callable[[int, int | None], None]:
         return partial(self.job.reporter.progress, what)
 
-    def _spec(self) -> RunSpec:
-        recipe, settings = self.job.recipe, self.job.host.settings
-        ours = {"GPUJOBS_RUN": self.job.run.id, "GPUJOBS_MACHINE": self.name}
-        return RunSpec(
-            setup=recipe.setup or "",
-            run=recipe.run,
-            envs={**recipe.envs, **ours},
-            secrets={name: settings.secret(name) for name in recipe.secrets},
-            max_duration_s=self._allowed_s(),
-            idle_s=recipe.idle_duration,
-            about=json.dumps({**recipe.model_dump(mode="json"), KIND: self.job.run.kind}),
-        )
-
-    def _allowed_s(self) -> int:
-        """Give the seconds that the work may take; raises OverLimit where the budget leaves none."""
-        allowed_s = self._left_s()
-        if allowed_s is None:
-            raise BadInput("the price of this machine is unknown, so a budget cannot be kept; set resources.max_price")
-        if allowed_s <= 0:
-            raise OverLimit(f"the budget of {self.job.recipe.budget:.2f} CNY is used up before the work could start")
-        return allowed_s
-
-    def _left_s(self) -> int | None:
-        """Give `max_duration`, or the seconds that are left of the budget if that is less; None: nobody knows these."""
-        job, ledger = self.job, self.job.host.ledger
-        if job.recipe.budget is None:
-            return self._most_s
-        record = ledger.machine(self.name)
-        price = price_bound(job.recipe, record.price_cny_per_h if record else None)
-        if record is None or price is None:
-            return None
-        left = job.recipe.budget - teardown.spent_cny(job.host, job.recipe, job.run.id)
-        allowed_s = int(left / (price * job.machines) * 3600)
-        return min(self._most_s, allowed_s)
-
-    @property
-    def _most_s(self) -> int:
-        return max(1, self.job.recipe.max_duration - round(self.job.worked_s))
-
     # run
 
     def run(self) -> None:
@@ -187,8 +142,8 @@ class Attempt:
         """
         self.work_began = True
         self.job.host.ledger.update_attempt(self.name, state=WORKING)
-        recipe, left_s = self.job.recipe, self._left_s()
-        limit_s = (self._most_s if left_s is None else max(0, left_s)) + self.job.host.timing.overrun_s
+        recipe, allowed_s = self.job.recipe, left_s(self.job, self.name)
+        limit_s = (most_s(self.job) if allowed_s is None else max(0, allowed_s)) + self.job.host.timing.overrun_s
         limit = "max_duration" if recipe.budget is None else "max_duration or the budget"
         over = OverLimit(f"the work was still running after {limit_s:.0f} s, past {limit}; it was stopped")
         with self._line.bounded(limit_s, lambda: self._line.stop.stop(over)), self._log_in_store():
@@ -280,7 +235,7 @@ class Attempt:
 
     def pull(self) -> None:
         """Bring every output home, whole or not at all; raises JobFailed where one does not exist."""
-        missing = self._pull_all()
+        missing = self._homeward.outputs()
         failed = None
         if missing:
             failed = JobFailed(f"outputs that the command did not write: {', '.join(missing)}; mend `outputs` or run")
@@ -294,15 +249,6 @@ class Attempt:
         verdict = "succeeded" if failed is None else type(failed).__name__
         self.job.host.ledger.update_attempt(self.name, outcome=verdict, error=str(failed or ""))
 
-    def _pull_all(self) -> Sequence[str]:
-        missing = []
-        for name, remote in self.job.recipe.outputs.items():
-            try:
-                self._line.insist(partial(self._pull_one, self.job.folder.outputs / name, remote))
-            except Missing:
-                missing.append(f"{name} ({remote})")
-        return missing
-
     def pull_what_there_is(self) -> None:
         """End the command if it still runs, and bring home what it left; what is missing is told, never raised.
 
@@ -314,27 +260,13 @@ class Attempt:
             try:
                 if self.exit is None:
                     self._end_the_work()
-                missing = self._pull_all()
-                self._pull_left()
+                missing = self._homeward.outputs()
+                self._homeward.left()
             except (Unreachable, MachineLost, TransferFailed, RemoteFailure) as error:
                 self.job.reporter.note(f"not everything could be pulled: {error}")
             else:
                 if missing:
                     self.job.reporter.note(f"outputs that the command did not write: {', '.join(missing)}")
-
-    def _pull_left(self) -> None:
-        for place, names in self._left_there().items():
-            tidy(place)
-            fresh = fresh_folder(place)
-            new = private_folder(fresh / "new")
-            try:
-                for name, remote in names.items():
-                    with suppress(Missing):
-                        self._line.insist(partial(self._pull_one, new / name, remote))
-            finally:
-                if any(new.iterdir()):
-                    swap(new, place)
-                discard(fresh)
 
     def _end_the_work(self) -> None:
         """Send TERM, then KILL, and fetch the rest of the log."""
@@ -343,53 +275,11 @@ class Attempt:
         self._line.insist(self._follow)
         self._note_exit()
 
-    def _pull_one(self, local: Path, remote: str, shell: Shell) -> None:
-        told, clock, runner = self._progress(f"downloading {local.name}"), self.job.host.clock, self._runner(shell)
-        beaten_at = clock.monotonic()
-
-        def progress(done: int, total: int | None) -> None:
-            nonlocal beaten_at
-            told(done, total)
-            if clock.monotonic() - beaten_at > _HEARTBEAT_S:  # a long download must not outlast the machine's linger
-                beaten_at = clock.monotonic()
-                runner.heartbeat()
-
-        runner.heartbeat()
-        pull(shell, posixpath.join(runner.work, remote), local, progress=progress, stop=self._line.stop)
-
     # the end
 
     def snapshot(self) -> None:
-        """Power off with the disk saved as an image, and wait until it is off; raises GpujobsError with the reason.
-
-        A cancel ends the waiting: the machine is released whatever becomes of the image.
-        """
-        wanted, host = self.job.recipe.snapshot, self.job.host
-        if wanted is None:
-            return
-        over_time = isinstance(self._line.stop.error, OverLimit)  # it stopped the work, and saving comes after that
-        stop = StopToken() if over_time else self._line.stop
-        stop.raise_if_stopped()
-        self._line.hang_up()
-        image = self.backend.power_off(self._line.machine, snapshot=ImageRef(name=wanted.name, tag=wanted.tag))
-        deadline = host.clock.monotonic() + host.timing.snapshot_s
-        teardown.wait_off(host, self.backend, self._line.machine, deadline=deadline, tick=self._still_saving, stop=stop)
-        host.ledger.add_snapshot(
-            SnapshotRecord(
-                name=wanted.name,
-                tag=wanted.tag,
-                backend=self.backend.name,
-                region=self._line.machine.region,
-                image=image,
-                run_id=self.job.run.id,
-                made_at=host.clock.now(),
-                state="saved",
-            )
-        )
-        self.job.reporter.note(f"saved as snapshot:{wanted.name}:{wanted.tag} on {self.backend.name}")
-
-    def _still_saving(self, seen: Machine) -> None:
-        self.job.reporter.phase("snapshot", f"{self.name}: {seen.raw_status}")
+        """Save the machine's disk, as the recipe says; raises GpujobsError with the reason."""
+        save_disk(self.job, self.backend, self._line)
 
     def keep(self) -> None:
         """Leave a failed machine up for a look, for as long as the recipe says, or until somebody cancels."""
@@ -398,7 +288,7 @@ class Attempt:
         until = clock.monotonic() + keep_s
         while (left_s := until - clock.monotonic()) > 0:
             self._line.insist(lambda shell: self._runner(shell).heartbeat())
-            self._line.stop.sleep(clock, min(left_s, _HEARTBEAT_S))
+            self._line.stop.sleep(clock, min(left_s, HEARTBEAT_S))
 
     def avoid(self, *, why: str) -> None:
         """Keep the next machines off this one's host, where the provider can."""
@@ -419,3 +309,12 @@ class Attempt:
 
     def _runner(self, shell: Shell) -> Runner:
         return Runner(shell, base=self.backend.work_root, name=self.name)
+
+
+def verdict_of(row: AttemptRow) -> GpujobsError | None:
+    """Give what an attempt had ended with, as `Attempt.settle` wrote it down."""
+    if row.outcome == "succeeded":
+        return None
+    kind = getattr(errors, row.outcome, GpujobsError)
+    told: GpujobsError = kind(row.error)
+    return told

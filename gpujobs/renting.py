@@ -15,7 +15,7 @@ from gpujobs.ledger import Ledger
 from gpujobs.ledger_rows import Attempt as AttemptRow
 from gpujobs.ledger_rows import MachineRecord, Run
 from gpujobs.models import Machine, Reporter, machine_name
-from gpujobs.plan import Choice, price_bound
+from gpujobs.plan import Choice, check_local, make_plan, price_bound
 from gpujobs.recipe import Recipe
 from gpujobs.run_folder import LOG, RunFolder
 
@@ -40,6 +40,31 @@ class Job:
     def folder(self) -> RunFolder:
         """The run's folder here."""
         return RunFolder(self.host.settings.runs / self.run.id, self.log_name)
+
+
+def await_choices(job: Job) -> Sequence[Choice]:
+    """Find what may be rented; where the recipe allows to wait for a free card, wait.
+
+    Raises NoCapacity that says why nothing is free, BadInput, Cancelled.
+    """
+    clock = job.host.clock
+    started = clock.monotonic()
+    check_local(job.host, job.recipe)
+    while True:
+        try:
+            job.stop.raise_if_stopped()
+            plan = make_plan(job.host, job.recipe)
+            trouble = plan.nothing_free
+        except Unavailable as error:
+            plan, trouble = None, str(error)
+        if plan and plan.choices:
+            job.host.ledger.update_run(job.run.id, estimate_cny=plan.estimate_cny)
+            return plan.choices
+        waited_s = clock.monotonic() - started
+        if waited_s >= job.recipe.retry.wait:
+            raise NoCapacity(trouble)
+        job.reporter.progress("waiting for a free card", round(waited_s), job.recipe.retry.wait)
+        job.stop.sleep(clock, job.host.timing.stock_s * job.host.dice.uniform(0.8, 1.2))
 
 
 def rent_first(job: Job, choices: Sequence[Choice]) -> Machine:

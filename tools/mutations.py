@@ -83,7 +83,7 @@ MUTATIONS = (
     ),
     Mutation(
         guard="a new attempt starts only after the old machine is confirmed gone",
-        file="gpujobs/lifecycle.py",
+        file="gpujobs/lifecycle_attempts.py",
         old="        return self._released\n",
         new="        return True\n",
         tests=("tests/lifecycle/test_faults.py -k not_confirmed_gone",),
@@ -153,14 +153,14 @@ MUTATIONS = (
     ),
     Mutation(
         guard="an attempt that had ended when its process died is not made again",
-        file="gpujobs/lifecycle.py",
+        file="gpujobs/lifecycle_attempts.py",
         old='        return rows[-1] if rows and rows[-1].outcome and self._job.run.state == "running" else None\n',
         new="        return None\n",
         tests=("tests/crash/test_kinds.py -k 'max_duration and matrixdc'",),
     ),
     Mutation(
         guard="what could not be saved is known to whoever goes on after the release",
-        file="gpujobs/lifecycle.py",
+        file="gpujobs/lifecycle_attempts.py",
         old="            attempt.settle(trouble)\n",
         new="            pass\n",
         tests=("tests/crash/test_kinds.py -k not_saved",),
