@@ -48,7 +48,10 @@ def truth(place: tuple[Site, FixedDesk, Control]) -> Control:
 
 @pytest.fixture
 def one_place(desk: FixedDesk) -> Iterator[None]:
-    """A limit of one RTX 4090, as `prefect gcl create` makes it."""
+    """A limit of one RTX 4090, as `prefect gcl create` makes it.
+
+    Each test in which the host rents wants it: once found missing, it is not asked for again for some moments.
+    """
     desk.ask("POST", "/v2/concurrency_limits/", {"name": LIMIT, "limit": 1, "active": True})
     yield
     desk.ask("DELETE", f"/v2/concurrency_limits/{LIMIT}")
@@ -77,6 +80,7 @@ def test_serve_sets_the_pools_limit(desk: FixedDesk) -> None:
     assert desk.ask("GET", "/work_pools/gpujobs")["concurrency_limit"] == 20
 
 
+@pytest.mark.usefixtures("one_place")
 def test_pools_limit_is_how_many_runs_there_are_at_a_time(desk: FixedDesk, truth: Control) -> None:
     prefect_api.limit_runs(desk.api, 1)
     try:
@@ -237,6 +241,7 @@ def test_where_the_server_is_away_only_a_limit_that_was_never_there_holds_nobody
     assert slots.take("9876543210", GPU, 1).startswith(f"{LIMIT} could not be asked for: ")
 
 
+@pytest.mark.usefixtures("one_place")
 def test_suspension_is_undone_and_the_run_goes_on(desk: FixedDesk, truth: Control) -> None:
     run_id, flow_run_id = desk.submit(UNTIL_TOLD)
     desk.wrote(run_id, "begun")
