@@ -70,20 +70,6 @@ def warm(pool: "Fleet", machines: int) -> None:
 
 
 @contextmanager
-def fake_cloud() -> Iterator[None]:
-    """Have one in a process of its own, as a cloud is elsewhere: its work is none of this process's."""
-    command = [sys.executable, "-m", "fake_server", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=HERE.parent) as process:
-        assert process.stdout is not None
-        url = process.stdout.readline().split()[-1]
-        os.environ.update({"AUTODL_TOKEN": "fake-token", "AUTODL_API_URL": url, "MATRIXDC_TOKEN": ""})
-        try:
-            yield
-        finally:
-            process.terminate()
-
-
-@contextmanager
 def peer(python: Path, name: str, folder: str) -> Iterator[Callable[[], float]]:
     """Give what measures one round of a peer's."""
     command = [str(python), str(HERE / "fleet_peers.py"), name]
@@ -164,7 +150,9 @@ def report(what: str, other: str, pairs: list[tuple[float, float]]) -> None:
 
 def main(rounds: int) -> None:
     """Measure and print."""
-    from gpujobs import Fleet  # noqa: PLC0415 - the machine imports this file too, and has no gpujobs
+    from fake_load import served  # noqa: PLC0415 - the machine imports this file too, and has neither
+
+    from gpujobs import Fleet  # noqa: PLC0415 - as above
 
     with tempfile.TemporaryDirectory() as home:
         os.environ.update({"GPUJOBS_HOME": home, "XDG_CONFIG_HOME": home})
@@ -175,7 +163,8 @@ def main(rounds: int) -> None:
         keys = {"accelerators": "RTX 4090", "infra": "autodl", "workdir": str(HERE)}
         print(f"load before: {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores, {rounds} rounds")
         print("| what | ours, ms | against | theirs, ms | ratio |\n|---|---|---|---|---|")
-        with fake_cloud():
+        with served("-m", "fake_server", "--port", "0") as (url, _):  # as a cloud is: none of this process's work
+            os.environ.update({"AUTODL_TOKEN": "fake-token", "AUTODL_API_URL": url, "MATRIXDC_TOKEN": ""})
             with Fleet(keys, machines=MACHINES) as fleet:
                 warm(fleet, MACHINES)
                 for name in PEERS:

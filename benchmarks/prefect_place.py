@@ -114,6 +114,7 @@ class Place:
 
 
 def family(pid: int) -> list[int]:
+    """Give the process, and all that descend from it."""
     found = [pid]
     for parent in found:
         with suppress(FileNotFoundError, ProcessLookupError):
@@ -144,6 +145,7 @@ def _free_port() -> int:
 
 
 def until(done: Callable[[], object], within_s: float, *, every_s: float = 0.2) -> None:
+    """Wait until it is `done`. Raises TimeoutError."""
     deadline = time.monotonic() + within_s
     while not done():
         if time.monotonic() > deadline:

@@ -124,7 +124,7 @@ class Driver:
         self._host, self._stop, self._run_id, self._log = seat.host, seat.stop, run_id, log
         self._reporter, self._told_stop = reporter, False
         self._resumes, self._sent_at = seat.resumes, seat.sent_at
-        self._unended = seat.resumes
+        self._unended = False
         self._drained_at: float | None = None  # when a cancelled run must have ended
 
     async def run(self, recipe: Recipe, flow_run_id: str) -> State[Any]:
