@@ -49,7 +49,7 @@ from gpujobs.errors import Busy, GpujobsError
 from gpujobs.flow import run_recipe
 from gpujobs.flow_outbox import Outbox
 from gpujobs.host import Host
-from gpujobs.prefect_api import DEPLOYMENT, POOL, REAPER
+from gpujobs.prefect_api import DEPLOYMENT, POOL, REAPER, run_id_of
 from gpujobs.prefect_client import patient
 from gpujobs.prefect_login import login
 from gpujobs.process import collect_seldom
@@ -93,11 +93,15 @@ class Worker(BaseWorker[BaseJobConfiguration, BaseVariables, Result]):
         """Ask for work where there is any, and now and then so that the pool counts as ready.
 
         Asking costs a server 20 ms of CPU, whether there is any or not, and counting 2 (SQLite; measured).
+
+        What is retried before its last life is quite over stays in the queue: taken now, it would be seated nowhere,
+        and stay Pending. The base class knows only those lives that this very worker began.
         """
         if time.monotonic() - self._asked_at < ASK_S and not await self._is_due():
             return []
         self._asked_at = time.monotonic()
-        return await super()._get_scheduled_flow_runs()
+        due = await super()._get_scheduled_flow_runs()
+        return [one for one in due if run_id_of(str(one.flow_run.id)) not in self._floor.sitting]
 
     async def _is_due(self) -> bool:
         due = FlowRunFilter(

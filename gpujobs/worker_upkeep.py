@@ -45,6 +45,7 @@ NO_SUSPENSION = (
     "a run on a rented machine cannot be suspended: the machine would cost money all the while, so it goes on; "
     "cancel it to stop paying, and retry it later"
 )
+NOT_CRASHED = "the run had not crashed: it goes on, on the machine that it has"
 _SLOWEST_S = 30.0  # between two tries of what fails
 TRIES = 3  # resuming what will not go on; after that it is the reaper's
 
@@ -78,21 +79,22 @@ class Upkeep:
         )
 
     async def hear_orders(self) -> None:
-        """Stop the runs that Prefect wants cancelled, and undo a suspension: one call for all of them."""
+        """Stop the runs that Prefect wants cancelled, undo what a running one cannot be: one call for all of them."""
         ids = self._unstopped()
         if not ids:
             return
         told = await self._client.read_flow_runs(
             flow_run_filter=FlowRunFilter(
                 id=FlowRunFilterId(any_=ids),
-                state=_types(StateType.CANCELLING, StateType.CANCELLED, StateType.PAUSED),
+                state=_types(StateType.CANCELLING, StateType.CANCELLED, StateType.PAUSED, StateType.SCHEDULED),
             )
         )
         for flow_run in told:
-            if flow_run.state is not None and not flow_run.state.is_paused():
+            if flow_run.state is not None and flow_run.state.type in {StateType.CANCELLING, StateType.CANCELLED}:
                 run_id = run_id_of(str(flow_run.id))
                 self._floor.cancel(run_id, errors.Cancelled(f"run {run_id} was cancelled in Prefect"))
-        await _each(self._go_on(flow_run) for flow_run in told if _is_suspended(flow_run))
+        await _each(self._go_on(flow_run, NO_SUSPENSION) for flow_run in told if _is_suspended(flow_run))
+        await _each(self._undo_retry(flow_run) for flow_run in told if flow_run.state and flow_run.state.is_scheduled())
 
     async def hear_deletions(self) -> None:
         """Stop the runs whose flow runs somebody has deleted: nobody could cancel them any more."""
@@ -105,11 +107,17 @@ class Upkeep:
         sitting = self._floor.sitting.values()
         return [UUID(one.flow_run_id) for one in sitting if one.flow_run_id and not one.stop.stopped]
 
-    async def _go_on(self, flow_run: FlowRun) -> None:
-        """Undo a suspension: a machine cannot be put aside without losing its work, and would cost money meanwhile."""
-        flow_run_logger(flow_run).warning("%s", NO_SUSPENSION)
-        running: State[Any] = Running(message=NO_SUSPENSION)
+    async def _go_on(self, flow_run: FlowRun, why: str) -> None:
+        """Call the flow run Running again, which its run never ceased to be."""
+        flow_run_logger(flow_run).warning("%s", why)
+        running: State[Any] = Running(message=why)
         await self._client.tell_once(flow_run.id, running)
+
+    async def _undo_retry(self, flow_run: FlowRun) -> None:
+        """Say that a run goes on which was called crashed and retried: else it would be shown as Late to its end."""
+        run = await in_thread(lambda: _ledger_run(self._host, run_id_of(str(flow_run.id))), name=_THREAD)
+        if run is not None and run.state == "running":  # else it is over, and waits for its new attempt
+            await self._go_on(flow_run, NOT_CRASHED)
 
     async def recover(self) -> None:
         """Resume runs whose driver is dead, then mend the states of flow runs that ended, or began, unseen."""
@@ -132,7 +140,7 @@ class Upkeep:
         flow_run = await self._flow_run(run)
         kind = flow_run.state.type if flow_run and flow_run.state else None
         if flow_run and _is_suspended(flow_run):
-            await self._go_on(flow_run)
+            await self._go_on(flow_run, NO_SUSPENSION)
         self._tries[run_id] = self._tries.get(run_id, 0) + 1  # a server that does not answer costs none
         if flow_run and (kind in {StateType.RUNNING, StateType.PENDING} or _is_suspended(flow_run)):
             self._floor.seat(flow_run, resumes=True)
@@ -157,19 +165,18 @@ class Upkeep:
     async def _mend(self, flow_run: FlowRun, *, orphan: bool) -> None:
         """Tell Prefect the end that it missed; put back in the queue what a dead host took and never began."""
         run = await in_thread(lambda: _ledger_run(self._host, run_id_of(str(flow_run.id))), name=_THREAD)
-        since = flow_run.state.timestamp if flow_run.state else None
-        cancelling = flow_run.state is not None and flow_run.state.type == StateType.CANCELLING
-        never: State[Any] = Cancelled(message="cancelled before it began")
-        if run is not None and run.state in ENDED:
-            if since and run.ended_at and since < run.ended_at:  # else it has been sent on its way again
-                state = end_state(run.state, run.error, run.cost_cny)
-                await self._client.tell_once(flow_run.id, state)
-                await tell_end(self._host, run.id, flow_run, self._client)
-            elif cancelling:
-                await self._client.tell_once(flow_run.id, never)
-        elif (run is None or run.state == "submitted") and (orphan or cancelling):
-            again: State[Any] = Scheduled(message="the host that took it died before it began")
-            await self._client.tell_once(flow_run.id, never if cancelling else again)
+        missed = _missed_end(flow_run, run)
+        state = missed or _unbegun(flow_run, run, orphan=orphan)
+        if state is None or not await self._is_unmoved(flow_run):
+            return
+        await self._client.tell_once(flow_run.id, state)
+        if missed and run:
+            await tell_end(self._host, run.id, flow_run, self._client)
+
+    async def _is_unmoved(self, flow_run: FlowRun) -> bool:
+        """Ask once more: what we tell is forced, and would undo a Retry that was pressed since the list was made."""
+        found = await self._client.read_flow_run(flow_run.id)
+        return found.state is not None and flow_run.state is not None and found.state.id == flow_run.state.id
 
     async def reap(self) -> None:
         """Call the reaper, unless there are runs to resume: those it would end."""
@@ -201,6 +208,25 @@ def _taken_long_ago(flow_run: FlowRun) -> bool:
 
 def _types(*types: StateType) -> FlowRunFilterState:
     return FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types)))
+
+
+def _missed_end(flow_run: FlowRun, run: Run | None) -> State[Any] | None:
+    """Give the end of a run that ended after its flow run got its state; else it has been sent on its way again."""
+    since = flow_run.state.timestamp if flow_run.state else None
+    if run is None or run.state not in ENDED or not since or not run.ended_at or since >= run.ended_at:
+        return None
+    return end_state(run.state, run.error, run.cost_cny)
+
+
+def _unbegun(flow_run: FlowRun, run: Run | None, *, orphan: bool) -> State[Any] | None:
+    """Give the state for a flow run that no host has begun: Cancelled if it was, or back in the queue if `orphan`."""
+    if run is not None and run.state == "running":
+        return None
+    if flow_run.state is not None and flow_run.state.type == StateType.CANCELLING:
+        return Cancelled(message="cancelled before it began")
+    if orphan and (run is None or run.state == "submitted"):
+        return Scheduled(message="the host that took it died before it began")
+    return None
 
 
 def _ledger_run(host: Host, run_id: str) -> Run | None:

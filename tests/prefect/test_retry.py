@@ -1,6 +1,5 @@
 """Retry in the UI, by the call that the UI makes: of what failed a new attempt, of what crashed the same machine."""
 
-import os
 import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -8,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from gpujobs import controller, prefect_api, process
+from gpujobs import controller, prefect_api
 from gpujobs.prefect_api import run_id_of
+from gpujobs.worker_upkeep import NOT_CRASHED
 from tests.cloud import Control, recipe_for
-from tests.prefect.desk import Desk, starts_and_left, until
+from tests.prefect.desk import Desk, end_host, starts_and_left, until
 from tests.prefect.test_page import say_go
 
 pytestmark = pytest.mark.timeout(600)
@@ -96,9 +96,7 @@ def assert_went_on(desk: Desk, truth: Control, run_id: str) -> None:
 
 def test_retry_of_a_run_whose_host_died_goes_on_with_its_machine(desk: Desk, truth: Control) -> None:
     run_id, flow_run_id = job_to_crash(desk)
-    found = desk.controller()
-    os.kill(found.worker_pid, signal.SIGKILL)
-    until(lambda: not process.alive(found.worker_pid, found.worker_started))
+    end_host(desk, signal.SIGKILL)
     crash(desk, flow_run_id)
     retry(desk, flow_run_id)
     controller.up(desk.settings)
@@ -108,13 +106,24 @@ def test_retry_of_a_run_whose_host_died_goes_on_with_its_machine(desk: Desk, tru
     assert_went_on(desk, truth, run_id)
 
 
-def test_retry_of_a_run_that_is_said_to_have_crashed_and_has_not_starts_nothing(desk: Desk, truth: Control) -> None:
+@pytest.mark.parametrize("resumed", [False, True])
+def test_retry_of_a_run_that_is_said_to_have_crashed_and_has_not_starts_nothing(
+    resumed: bool, desk: Desk, truth: Control
+) -> None:
     run_id, flow_run_id = job_to_crash(desk)
+    if resumed:
+        driver = desk.run(run_id).driver
+        end_host(desk, signal.SIGKILL)
+        controller.up(desk.settings)
+        until(lambda: (desk.run(run_id).driver or driver) != driver, within_s=60)
     crash(desk, flow_run_id)
     retry(desk, flow_run_id)
+    until(lambda: desk.state(flow_run_id, {"RUNNING"})[2] == NOT_CRASHED, within_s=60)
     say_go(desk, "autodl", run_id)
     assert desk.state(flow_run_id, {"COMPLETED"})[0] == "COMPLETED"
     assert_went_on(desk, truth, run_id)
+    states = desk.ask("GET", f"/flow_run_states/?flow_run_id={flow_run_id}")
+    assert [state["type"] for state in states].count("PENDING") == 1
 
 
 def test_a_run_that_another_host_has_done_meanwhile_is_not_done_again(desk: Desk, truth: Control) -> None:

@@ -9,11 +9,17 @@ from uuid import UUID
 
 import pytest
 from fastapi import FastAPI
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.responses import WorkerFlowRunResponse
+from prefect.settings import PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
+from prefect.states import Scheduled
+from prefect.workers.base import BaseWorker
 
 from gpujobs import lifecycle
 from gpujobs.host import Host
 from gpujobs.prefect_api import run_id_of
 from gpujobs.prefect_client import PatientClient
+from gpujobs.worker import Worker
 from gpujobs.worker_floor import Floor
 from gpujobs.worker_upkeep import Upkeep, taken_by
 from tests.cloud import recipe_for
@@ -21,19 +27,25 @@ from tests.cloud import recipe_for
 REFUSED, TAKEN = UUID(int=1), UUID(int=2)
 
 
-def server(told: list[str], *, pending: Sequence[UUID] = ()) -> FastAPI:
-    """Make one that knows flow runs which a dead host took, and TAKEN as begun; of REFUSED it takes no state."""
+def server(told: list[str], *, pending: Sequence[UUID] = (), moved: bool = False) -> FastAPI:
+    """Make one that lists flow runs which a dead host took, and has them begun if asked; of REFUSED it takes no state.
+
+    Args:
+        told: gets the states that it is told.
+        pending: what it lists.
+        moved: they have got another state since they were listed.
+    """
     app, long_ago = FastAPI(), datetime(2026, 1, 1, tzinfo=UTC).isoformat()
 
     @app.post("/api/flow_runs/filter")
     def _list() -> list[dict[str, Any]]:
-        state = {"type": "PENDING", "message": taken_by("gone"), "timestamp": long_ago}
+        state = {"id": str(UUID(int=4)), "type": "PENDING", "message": taken_by("gone"), "timestamp": long_ago}
         return [{"id": str(one), "flow_id": str(UUID(int=3)), "state": state} for one in pending]
 
-    @app.get(f"/api/flow_runs/{TAKEN}")
-    def _read() -> dict[str, Any]:
-        state = {"type": "RUNNING", "timestamp": long_ago}
-        return {"id": str(TAKEN), "flow_id": str(UUID(int=3)), "state": state}
+    @app.get("/api/flow_runs/{flow_run_id}")
+    def _read(flow_run_id: UUID) -> dict[str, Any]:
+        state = {"id": str(UUID(int=4 + moved)), "type": "RUNNING", "timestamp": long_ago}
+        return {"id": str(flow_run_id), "flow_id": str(UUID(int=3)), "state": state}
 
     @app.post(f"/api/flow_runs/{REFUSED}/set_state", status_code=500)
     def _refuse() -> None:
@@ -84,3 +96,66 @@ def test_a_run_that_lost_its_driver_is_gone_on_with_and_not_begun_anew(
 
     asyncio.run(asyncio.wait_for(look_after(), 60))
     assert seated == [(TAKEN, True)]
+
+
+def test_a_state_is_not_told_of_a_flow_run_that_has_got_another_since_it_was_listed(host: Host) -> None:
+    told: list[str] = []
+
+    async def look_after() -> None:
+        async with PatientClient(server(told, pending=(TAKEN,), moved=True), clock=host.clock) as client:
+            await Upkeep(host, Floor(host, client), client, tend=bool).recover()
+
+    asyncio.run(asyncio.wait_for(look_after(), 60))
+    assert told == []
+
+
+def test_a_flow_run_that_is_retried_before_its_last_life_is_over_is_not_taken_until_it_is(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow_run = FlowRun(id=TAKEN, flow_id=UUID(int=3))
+    queue = [WorkerFlowRunResponse(work_pool_id=UUID(int=5), work_queue_id=UUID(int=6), flow_run=flow_run)]
+
+    async def ask(_: BaseWorker[Any, Any, Any]) -> list[WorkerFlowRunResponse]:
+        return queue
+
+    async def live(*_: object) -> None:
+        await over.wait()
+
+    monkeypatch.setattr(BaseWorker, "_get_scheduled_flow_runs", ask)
+    monkeypatch.setattr(Floor, "_run", live)
+    over = asyncio.Event()
+
+    async def take_twice() -> list[int]:
+        async with PatientClient(server([]), clock=host.clock) as client:
+            floor = Floor(host, client)
+            worker = Worker(floor, work_pool_name="gpujobs")
+            sitting, found = floor.seat(flow_run, resumes=True), []
+            for _ in range(2):
+                worker._asked_at = float("-inf")  # so that the queue is asked, whatever the count
+                found.append(len(await worker._get_scheduled_flow_runs()))
+                over.set()
+                await sitting.task
+            return found
+
+    assert asyncio.run(asyncio.wait_for(take_twice(), 60)) == [0, 1]
+
+
+@pytest.mark.parametrize(("ledger_state", "tells"), [("running", ["RUNNING"]), ("failed", []), ("submitted", [])])
+def test_a_retry_of_a_run_that_works_is_undone_and_one_of_a_run_that_is_over_is_not(
+    host: Host, ledger_state: str, tells: list[str]
+) -> None:
+    told: list[str] = []
+    run_id = run_id_of(str(TAKEN))
+    lifecycle.open_run(host, recipe_for("autodl"), run_id=run_id, flow_run_id=str(TAKEN))
+    host.ledger.update_run(run_id, state=ledger_state)
+    sent: State[Any] = Scheduled(name="AwaitingRetry")
+
+    async def look_after() -> None:
+        async with PatientClient(server(told), clock=host.clock) as client:
+            await Upkeep(host, Floor(host, client), client, tend=bool)._undo_retry(
+                FlowRun(id=TAKEN, flow_id=UUID(int=3), state=sent)
+            )
+
+    with temporary_settings({PREFECT_LOGGING_TO_API_ENABLED: False}):
+        asyncio.run(asyncio.wait_for(look_after(), 60))
+    assert told == tells
