@@ -9,7 +9,7 @@ from typing import Any
 from prefect.utilities.callables import parameter_schema
 from pydantic import ValidationError
 
-from gpujobs import controller, prefect_api, settings
+from gpujobs import controller, controller_record, prefect_api, settings
 from gpujobs.call_files import name_of
 from gpujobs.call_recipe import run_name
 from gpujobs.call_source import find_source
@@ -57,7 +57,7 @@ def deploy(
     schema = _form(function, scheduled=bool(schedule))
     found = settings.load()
     api = prefect_api.api_url(found) or controller.up(found, _START_S).url
-    mine = controller.status(found)
+    mine = controller_record.status(found)
     if mine and mine.url == api:
         controller.check_environment(found, recipe.secrets)
     check_pool(api, pool)

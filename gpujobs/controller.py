@@ -13,11 +13,12 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
 
 from gpujobs import backends, process
+from gpujobs.controller_record import Controller, record_path, status
 from gpujobs.crash import Point
 from gpujobs.errors import BadInput, GpujobsError
 from gpujobs.prefect_database import lay_out
@@ -27,40 +28,6 @@ from gpujobs.settings import Settings, private_folder, private_opener
 _NO_STRANGERS = "content-security-policy:connect-src 'self' data: blob:"  # its pages would ask a maker of statistics
 _STOP_S = 12.0  # the host lets go of its runs in this time
 _CHILDREN: list["subprocess.Popen[bytes]"] = []  # a Popen that is collected while its process lives warns
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Controller:
-    """The background processes; `server_pid` is 0 where the server is somebody else's."""
-
-    url: str
-    server_pid: int
-    server_started: str
-    worker_pid: int
-    worker_started: str
-    salt: str = ""
-    environment: Mapping[str, str] = field(default_factory=dict)  # salted digests of what the host was started with
-
-    @property
-    def server_alive(self) -> bool:
-        """Whether our server lives (always so for somebody else's)."""
-        return not self.server_pid or process.alive(self.server_pid, self.server_started)
-
-    @property
-    def worker_alive(self) -> bool:
-        """Whether our host lives."""
-        return process.alive(self.worker_pid, self.worker_started)
-
-
-def status(settings: Settings) -> Controller | None:
-    """Read which controller was started for these settings, whether it lives or not; None where none was."""
-    try:
-        return Controller(**json.loads(_record(settings).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError) as error:
-        path = _record(settings)
-        raise GpujobsError(f"{path} is not readable ({error}); end its processes by hand, then remove it") from error
 
 
 def up(settings: Settings, wait_s: float = 90.0) -> Controller:
@@ -84,7 +51,7 @@ def down(settings: Settings) -> bool:
             return False
         lived = found.worker_alive or bool(found.server_pid and found.server_alive)
         _end(found)
-        _record(settings).unlink()
+        record_path(settings).unlink()
     return lived
 
 
@@ -258,13 +225,9 @@ def _log(settings: Settings, name: str) -> Path:
     return _folder(settings) / f"{name}.log"
 
 
-def _record(settings: Settings) -> Path:
-    return settings.home / "controller.json"
-
-
 def _write(settings: Settings, made: Controller) -> None:
     """Replace the record at one blow, so that nobody reads half of one."""
-    path = _record(settings)
+    path = record_path(settings)
     draft = path.with_suffix(".new")
     with open(draft, "w", encoding="utf-8", opener=private_opener) as file:
         json.dump(asdict(made), file)

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gpujobs import backends, controller
+from gpujobs import backends, controller, controller_record
 from gpujobs.errors import BadInput, NotFound
 from gpujobs.form import Form
 from gpujobs.form_schema import form_schema
@@ -48,7 +48,7 @@ def deploy(settings: Settings, api: str, recipe: Recipe, *, name: str, descripti
             started in another environment than this one.
     """
     check_name(name)
-    mine = controller.status(settings)
+    mine = controller_record.status(settings)
     if mine and mine.url == api:
         controller.check_environment(settings, recipe.secrets)
     check_pool(api, pool)

@@ -13,6 +13,7 @@ REVISION = "0004"  # the newest of `migrations/versions`: what a ledger must sta
 
 Kind = Literal["job", "tasks", "fleet"]  # one job, the tasks of a recipe, or what a program's fleet does
 ENDED = frozenset({"succeeded", "failed", "cancelled"})  # the states in which a run is over
+WAITING = "waiting"  # said of a run that no host has begun: it is in no ledger yet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,12 +5,12 @@ import random
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import requests
 
-from gpujobs import controller
+from gpujobs import controller, controller_record
 from gpujobs.clock import backoff
 from gpujobs.crash import Point
 from gpujobs.errors import BadCredentials, BadInput, GpujobsError, NotFound, Unavailable
@@ -24,6 +24,9 @@ POOL = "gpujobs"  # and the type of the pool
 _TIMEOUT_S = (5.0, 30.0)
 _BUSY = {429, 503}  # SQLite under many writers
 _BUSY_S = 60.0
+_AHEAD = timedelta(seconds=60)  # by as much another machine's clock may be ahead
+_QUIET = timedelta(seconds=90)  # a host gives a sign of life every 30 s
+_PAGE = 200  # what Prefect gives at most
 _TOLD_CHARS = 300
 _DICE = random.Random()  # noqa: S311 - for jitter, not for secrets
 
@@ -32,7 +35,7 @@ def api_url(settings: Settings) -> str | None:
     """Find the Prefect API: the environment's, the active profile's, our own controller's; None where there is none."""
     if url := login().get("PREFECT_API_URL"):
         return url
-    found = controller.status(settings)
+    found = controller_record.status(settings)
     return found.url if found and found.server_alive and found.worker_alive else None
 
 
@@ -47,7 +50,7 @@ def submit(settings: Settings, api: str, recipe: Recipe, wait_s: float = 60.0) -
     Waits up to `wait_s` for the deployment, which the host makes when it starts. Raises BadInput where our host was
     started in another environment than this one.
     """
-    mine = controller.status(settings)
+    mine = controller_record.status(settings)
     if mine and mine.url == api:
         controller.check_environment(settings, [*recipe.secrets, *map(notice_variable, recipe.notify)])
     deployment = deployment_id(api, DEPLOYMENT, time.monotonic() + wait_s)
@@ -66,14 +69,26 @@ def submit(settings: Settings, api: str, recipe: Recipe, wait_s: float = 60.0) -
     return run_id_of(flow_run_id), flow_run_id
 
 
-def waiting(api: str) -> Sequence[Mapping[str, Any]]:
-    """Give the flow runs of our pool that no host has begun (200 of them at most): their id, name, state, tags."""
+def waiting(api: str, within_s: float = _BUSY_S) -> Sequence[Mapping[str, Any]]:
+    """Give the flow runs of recipes in our pool that are due and that no host has begun: their id, name, state, tags.
+
+    Those that a schedule will bring some day are not among them. A server that does not answer gets `within_s`.
+    """
     wanted = {
-        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED", "PENDING"]}}},
+        "flow_runs": {
+            "state": {"type": {"any_": ["SCHEDULED", "PENDING"]}},
+            "expected_start_time": {"before_": (datetime.now(UTC) + _AHEAD).isoformat()},
+        },
+        "flows": {"name": {"any_": [DEPLOYMENT.partition("/")[0]]}},
         "work_pools": {"name": {"any_": [POOL]}},
+        "limit": _PAGE,
     }
-    found: Sequence[Mapping[str, Any]] = ask(api, "POST", "/flow_runs/filter", wanted)
-    return found
+    found: list[Mapping[str, Any]] = []
+    while True:
+        page = ask(api, "POST", "/flow_runs/filter", {**wanted, "offset": len(found)}, within_s)
+        found += page
+        if len(page) < _PAGE:
+            return found
 
 
 def host_heard_at(api: str) -> datetime | None:
@@ -84,6 +99,12 @@ def host_heard_at(api: str) -> datetime | None:
         return None
     times = [datetime.fromisoformat(one["last_heartbeat_time"]) for one in found if one["last_heartbeat_time"]]
     return max(times, default=None)
+
+
+def host_is_there(api: str) -> bool:
+    """Say whether a host of our pool gives signs of life."""
+    heard_at = host_heard_at(api)
+    return heard_at is not None and datetime.now(UTC) - heard_at < _QUIET
 
 
 def flow_run_state(api: str, flow_run_id: str) -> tuple[str, str, str]:
@@ -103,7 +124,7 @@ def logs(api: str, flow_run_id: str, offset: int = 0) -> Sequence[str]:
         api,
         "POST",
         "/logs/filter",
-        {"logs": {"flow_run_id": {"any_": [flow_run_id]}}, "sort": "TIMESTAMP_ASC", "offset": offset, "limit": 200},
+        {"logs": {"flow_run_id": {"any_": [flow_run_id]}}, "sort": "TIMESTAMP_ASC", "offset": offset, "limit": _PAGE},
     )
     return [str(line["message"]) for line in found]
 
@@ -183,21 +204,24 @@ def deployment_id(api: str, name: str, deadline: float) -> str:
         time.sleep(0.1)
 
 
-def ask(api: str, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+def ask(api: str, method: str, path: str, body: Mapping[str, Any] | None = None, within_s: float = _BUSY_S) -> Any:
     """Ask once, and again while the server is only too busy: what is asked must be such that it may be asked twice.
 
-    Raises NotFound, BadInput where the server refuses the values, BadCredentials, Unavailable.
+    Raises NotFound, BadInput where the server refuses the values, BadCredentials, Unavailable; the last after
+    `within_s`, or the time of one call more.
     """
-    return _read(api, path, _reply(api, method, path, body))
+    return _read(api, path, _reply(api, method, path, body, within_s))
 
 
-def _reply(api: str, method: str, path: str, body: Mapping[str, Any] | None) -> requests.Response:
+def _reply(
+    api: str, method: str, path: str, body: Mapping[str, Any] | None, within_s: float = _BUSY_S
+) -> requests.Response:
     """Ask once, and again while the server is only too busy: all that is asked here may be asked twice."""
-    deadline = time.monotonic() + _BUSY_S
+    deadline = time.monotonic() + within_s
     for wait_s in backoff(1.0, 4.0, dice=_DICE):
         late = time.monotonic() >= deadline
         try:
-            reply = _send(api, method, path, body)
+            reply = _send(api, method, path, body, within_s)
         except Unavailable as error:
             if late or not isinstance(error.__cause__, requests.ReadTimeout):
                 raise
@@ -208,11 +232,13 @@ def _reply(api: str, method: str, path: str, body: Mapping[str, Any] | None) -> 
     raise AssertionError("backoff never ends")  # for the type checker
 
 
-def _send(api: str, method: str, path: str, body: Mapping[str, Any] | None) -> requests.Response:
+def _send(api: str, method: str, path: str, body: Mapping[str, Any] | None, within_s: float) -> requests.Response:
+    connect_s, read_s = _TIMEOUT_S
+    timeout_s = (min(connect_s, within_s), min(read_s, within_s))
     try:
         with Point("http", "Prefect", method):
             return requests.request(
-                method, api + path, json=body, headers=_headers(), timeout=_TIMEOUT_S, allow_redirects=False
+                method, api + path, json=body, headers=_headers(), timeout=timeout_s, allow_redirects=False
             )
     except requests.RequestException as error:
         raise Unavailable(f"the Prefect API at {api} does not answer: {type(error).__name__}") from error

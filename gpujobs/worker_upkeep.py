@@ -46,6 +46,7 @@ NO_SUSPENSION = (
     "cancel it to stop paying, and retry it later"
 )
 NOT_CRASHED = "the run had not crashed: it goes on, on the machine that it has"
+_PAGE = 200  # what Prefect gives at most
 _SLOWEST_S = 30.0  # between two tries of what fails
 TRIES = 3  # resuming what will not go on; after that it is the reaper's
 
@@ -156,11 +157,19 @@ class Upkeep:
             return None
 
     async def _unended(self) -> Sequence[FlowRun]:
-        return await self._client.read_flow_runs(
-            flow_filter=FlowFilter(name=FlowFilterName(any_=[run_recipe.name])),
-            work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL])),
-            flow_run_filter=FlowRunFilter(state=_types(StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)),
-        )
+        """Give the flow runs of all hosts that are under way: several hosts may have more than a page of them."""
+        found: list[FlowRun] = []
+        while True:
+            page = await self._client.read_flow_runs(
+                flow_filter=FlowFilter(name=FlowFilterName(any_=[run_recipe.name])),
+                work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL])),
+                flow_run_filter=FlowRunFilter(state=_types(StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)),
+                limit=_PAGE,
+                offset=len(found),
+            )
+            found += page
+            if len(page) < _PAGE:
+                return found
 
     async def _mend(self, flow_run: FlowRun, *, orphan: bool) -> None:
         """Tell Prefect the end that it missed; put back in the queue what a dead host took and never began."""

@@ -7,11 +7,13 @@ from dataclasses import replace
 from signal import Signals
 
 from gpujobs import prefect_api, process
+from gpujobs.cli.flow_watch import EndedElsewhere, FlowRunWatch
 from gpujobs.cli.interrupts import Interrupts, in_background
 from gpujobs.cli.opening import find_run, load_settings
 from gpujobs.cli.output import Output
 from gpujobs.cli.stopping import Stopping
 from gpujobs.cli.summary import show_end, summary
+from gpujobs.cli.waiting import Waiting, await_begun, find_waiting
 from gpujobs.clock import StopToken
 from gpujobs.errors import BadInput, Busy, Cancelled, GpujobsError
 from gpujobs.host import Host
@@ -26,8 +28,21 @@ _LOOK_EVERY_S = 0.3
 def cancel(args: Namespace, out: Output) -> int:
     """Stop a run and wait for its end; a run that nobody drives is torn down by this process."""
     with Host.open(load_settings()) as host:
-        run = find_run(host.ledger, args.run)
         reporter = out.reporter()
+        try:
+            run = find_run(host.ledger, args.run)
+        except BadInput as error:
+            one = find_waiting(host.settings, host.ledger, args.run, error)
+            try:
+                begun = _cancel_waiting(host, one, reporter)
+            except EndedElsewhere as end:
+                end.tell(out)
+                return 0
+            if begun is None:
+                out.value({"run_id": one.run_id, "name": one.name, "state": "cancelled", "cost_cny": 0.0})
+                out.text(f"run {one.run_id} ({one.name}) was cancelled before it began; nothing was rented")
+                return 0
+            run = begun
         if run.state in ENDED:
             reporter.say(f"run {run.id} is over already ({run.state})")
         else:
@@ -39,6 +54,22 @@ def cancel(args: Namespace, out: Output) -> int:
     out.value(value)
     show_end(replace(ended, error="") if ended.state == "cancelled" else ended, value, out)
     return 0
+
+
+def _cancel_waiting(host: Host, one: Waiting, reporter: TerminalReporter) -> Run | None:
+    """Cancel a run that no host had begun; give it where one has begun it meanwhile.
+
+    Raises GpujobsError where Prefect does not hear of it, and what FlowRunWatch raises.
+    """
+    prefect_api.cancel(one.api, one.flow_run_id)
+    with Interrupts() as interrupts:
+        try:
+            run = await_begun(host.ledger, one.run_id, FlowRunWatch(one.api, one.flow_run_id, reporter), interrupts)
+        except Cancelled:
+            return None
+    if run is None:
+        raise Stopping(one.run_id, reporter, cancel=None, can_detach=False).left()
+    return run
 
 
 def request_cancel(host: Host, run_id: str, api: str | None, flow_run_id: str | None) -> None:

@@ -15,7 +15,7 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from gpujobs import backends, controller, prefect_api
+from gpujobs import backends, controller_record, prefect_api
 from gpujobs.cli.opening import ledger_of, load_settings
 from gpujobs.cli.output import Output
 from gpujobs.clock import SystemClock
@@ -96,7 +96,7 @@ def _ssh_client() -> Finding:
 
 
 def _controller(settings: Settings) -> Finding:
-    url, ours = prefect_api.api_url(settings), controller.status(settings)
+    url, ours = prefect_api.api_url(settings), controller_record.status(settings)
     if url is not None:
         return Finding("controller", "ok", url)
     if ours is None:

@@ -74,7 +74,7 @@ class FlowRunWatch:
     def _judge(self, kind: str, text: str, lasts_s: float) -> None:
         if kind in ("SCHEDULED", "PENDING") and lasts_s > _NO_WORKER_S and not self._said:
             self._said = True
-            self._reporter.note(f"no worker at {self._api} has taken the run yet; start one: gpujobs serve")
+            self._reporter.note(self._why_not_taken())
         if kind == "RUNNING" and lasts_s > _ELSEWHERE_S:
             self._tell_log()
         if kind in _EXIT_CODES and self._lines:
@@ -88,6 +88,17 @@ class FlowRunWatch:
             raise GpujobsError(
                 f"flow run {self._flow_run_id} ended as {kind}, and our ledger knows no such run: {text}"
             )
+
+    def _why_not_taken(self) -> str:
+        try:
+            there = prefect_api.host_is_there(self._api)
+        except GpujobsError:
+            there = False
+        if there:
+            return (
+                "the run waits for its turn: as many are at work as the pool's limit allows, or its host has just ended"
+            )
+        return f"no host at {self._api} has taken the run yet; start one: gpujobs serve"
 
     def _tell_log(self) -> None:
         while lines := prefect_api.logs(self._api, self._flow_run_id, self._lines):

@@ -1,13 +1,15 @@
-"""logs, wait: what a run's job wrote, and waiting for its end."""
+"""logs, wait: what a run's job wrote, and waiting for its begin and end."""
 
 from argparse import Namespace
 from pathlib import Path
 from signal import Signals
 
+from gpujobs.cli.flow_watch import EndedElsewhere
 from gpujobs.cli.interrupts import Interrupts
 from gpujobs.cli.opening import find_run, ledger_of, load_settings
 from gpujobs.cli.output import Output
 from gpujobs.cli.summary import show_end, summary
+from gpujobs.cli.waiting import find_begun
 from gpujobs.cli.watching import follow_to_end
 from gpujobs.clock import SystemClock
 from gpujobs.errors import BadInput, Cancelled
@@ -25,12 +27,17 @@ def logs(args: Namespace, out: Output) -> int:
     """Print what the job wrote; with --follow until the run ends, whoever drives it meanwhile."""
     found = load_settings()
     with ledger_of(found) as ledger:
-        run = find_run(ledger, args.run)
         if args.follow:
             if args.attempt is not None:
                 raise BadInput("--attempt names a log that is whole; leave it out to follow the newest")
-            run, log = _follow_all(ledger, run, found, _Piped(out))
+            reporter = _Piped(out)
+            try:
+                run = find_begun(found, ledger, args.run, reporter)
+            except EndedElsewhere as end:
+                return end.tell(out)
+            run, log = _follow_all(ledger, run, found, reporter)
         else:
+            run = find_run(ledger, args.run)
             log = _log(ledger, run, folder_of(found, run), args.attempt)
             if not out.json:
                 _copy(log, _Piped(out))
@@ -44,8 +51,12 @@ def wait(args: Namespace, out: Output) -> int:
     """Wait for a run's end; the exit code is the run's own."""
     found = load_settings()
     with ledger_of(found) as ledger:
-        run = find_run(ledger, args.run)
-        ended = _follow(ledger, run, found.runs / run.id, _Silent())
+        reporter = _Silent()
+        try:
+            run = find_begun(found, ledger, args.run, reporter)
+        except EndedElsewhere as end:
+            return end.tell(out)
+        ended = _follow(ledger, run, found.runs / run.id, reporter)
         if ended is None:
             raise Cancelled(f"no longer waiting; run {run.id} goes on")
         value = summary(ended, ledger, found)

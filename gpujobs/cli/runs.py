@@ -1,26 +1,33 @@
-"""ls, status, cost: what the ledger knows of runs."""
+"""ls, status, cost: what the ledger knows of runs, and what waits to be in it."""
 
 from argparse import Namespace
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from gpujobs import ledger_glance
+from gpujobs import controller_record, ledger_glance
 from gpujobs.cli.opening import find_run, ledger_of, load_settings
 from gpujobs.cli.output import UNKNOWN, Output, money, price
-from gpujobs.errors import BadInput
-from gpujobs.ledger_rows import Run
+from gpujobs.errors import BadInput, GpujobsError
+from gpujobs.ledger_rows import WAITING, Run
 from gpujobs.progress import time_text
+from gpujobs.settings import Settings
 
 if TYPE_CHECKING:
     from gpujobs.ledger import Ledger
 
 _STATUS_FIELDS = ("kind", "phase", "detail", "created_at", "started_at", "ended_at", "estimate_cny", "flow_run_id")
+_SOON_S = 2.0
 _LS_FIELDS = ("id", "name", "state", "phase", "detail", "created_at", "ended_at", "exit_code", "cost_cny", "error")
 
 
 def ls(args: Namespace, out: Output) -> int:
-    """List the runs, newest first."""
-    found = ledger_glance.list_runs(load_settings().database_url, limit=args.limit, states=args.state)
+    """List the runs, newest first: those that wait for a host, and those of the ledger."""
+    settings = load_settings()
+    found = [
+        *_waiting(settings, args.state, out),
+        *ledger_glance.list_runs(settings.database_url, limit=args.limit, states=args.state),
+    ][: args.limit]
     now = datetime.now(UTC)
     out.value([{name: getattr(run, name) for name in _LS_FIELDS} for run in found])
     rows = (
@@ -39,6 +46,23 @@ def ls(args: Namespace, out: Output) -> int:
     return 0
 
 
+def _waiting(settings: Settings, states: Collection[str], out: Output) -> Sequence[Run]:
+    """Give the runs that no host has begun, as the ledger would; a server that does not tell soon is only told of."""
+    if states and WAITING not in states:
+        return []
+    try:
+        if controller_record.server_url(settings) is None:
+            return []
+        from gpujobs.cli.waiting import waiting_runs  # noqa: PLC0415 - brings requests
+
+        given = waiting_runs(settings, (), _SOON_S)
+    except GpujobsError as error:
+        out.tell(f"whether more runs wait for a host is not known: {error}")
+        return []
+    begun = {run.id for run in ledger_glance.list_runs(settings.database_url)} if given else set()
+    return [one.as_run() for one in given if one.run_id not in begun]
+
+
 def status(args: Namespace, out: Output) -> int:
     """Say where a run stands, with its attempts."""
     from gpujobs.cli.summary import output_lines, show_attempts, summary  # noqa: PLC0415 - brings SQLAlchemy, which ls cannot afford
@@ -49,9 +73,9 @@ def status(args: Namespace, out: Output) -> int:
         try:
             run = find_run(ledger, args.run)
         except BadInput as error:
-            from gpujobs.cli.waiting import tell_waiting  # noqa: PLC0415 - brings requests
+            from gpujobs.cli.waiting import find_waiting, tell_waiting  # noqa: PLC0415 - brings requests
 
-            return tell_waiting(found, args.run, error, out)
+            return tell_waiting(find_waiting(found, ledger, args.run, error), out)
         short = summary(run, ledger, found)
         attempts, machines = ledger.attempts(run.id), ledger.machines(run.id)
         events, tasks = ledger.events(run.id), ledger.tasks(run.id)

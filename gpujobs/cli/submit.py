@@ -1,7 +1,6 @@
 """submit: plan, ask, then run the recipe here or through the controller, and follow it to its end."""
 
 import sys
-import time
 from argparse import Namespace
 from functools import partial
 from signal import Signals
@@ -16,6 +15,7 @@ from gpujobs.cli.recipes import show_plan, up_to
 from gpujobs.cli.stopping import Stopping
 from gpujobs.cli.summary import tell_end
 from gpujobs.cli.tasks import failed_tasks
+from gpujobs.cli.waiting import await_begun
 from gpujobs.cli.watching import follow_to_end
 from gpujobs.errors import BadInput, Cancelled, NoCapacity
 from gpujobs.follow import Follower
@@ -27,7 +27,6 @@ from gpujobs.recipe_file import load_recipe
 
 _START_S = 90.0
 _BEGIN_S = 20.0  # a worker that is up takes a run within two
-_LOOK_EVERY_S = 0.15
 NOT_RENTED = "cancelled; nothing was rented"
 
 
@@ -101,7 +100,8 @@ class _Controlled:
         stopping = Stopping(run_id, self._reporter, cancel=ask_to_stop, can_detach=True)
         try:
             if detach:
-                self._await_begin(run_id, waiting, interrupts)
+                # Whatever is asked of it next then finds it in the ledger.
+                await_begun(self._host.ledger, run_id, waiting, interrupts, _BEGIN_S)
                 return self._detached(run_id, flow_run_id)
             ended = self._follow(run_id, waiting, stopping, interrupts)
         except EndedElsewhere as end:
@@ -138,17 +138,6 @@ class _Controlled:
     def _before_renting(self, signal: Signals) -> None:
         self._came.append(signal)
         self._reporter.say("nothing is rented yet; ending once the controller has answered")
-
-    def _await_begin(self, run_id: str, waiting: FlowRunWatch, interrupts: Interrupts) -> None:
-        """Wait until the ledger knows the run, so that whatever is asked of it next finds it; not for ever."""
-        began_s = time.monotonic()
-        while time.monotonic() - began_s < _BEGIN_S and interrupts.wait(_LOOK_EVERY_S) is None:
-            try:
-                self._host.ledger.get_run(run_id)
-            except BadInput:
-                waiting.look()
-            else:
-                return
 
     def _detached(self, run_id: str, flow_run_id: str) -> int:
         self._out.value({"run_id": run_id, "flow_run_id": flow_run_id})

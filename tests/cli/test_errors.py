@@ -54,6 +54,12 @@ def test_an_unknown_run_beside_a_server_that_does_not_answer_is_an_error_that_sa
     assert re.search("^gpujobs: .*0123456789.*; whether it waits for a host is not known: .*127.0.0.1:9", done.stderr)
 
 
+def test_runs_are_listed_though_a_server_does_not_answer_and_that_is_said(bare: Cli) -> None:
+    done = bare("ls", env={**bare.env, "PREFECT_API_URL": "http://127.0.0.1:9/api"})
+    assert (done.returncode, done.stdout) == (0, "no runs yet\n")
+    assert re.search(r"^whether more runs wait for a host is not known: .*127\.0\.0\.1:9", done.stderr)
+
+
 def crash(cli: Cli, *args: str, **env: str) -> "subprocess.CompletedProcess[str]":
     """Run `ls` with a bug in it, whose message holds a token."""
     code = (

@@ -9,7 +9,7 @@ import pytest
 from fake_server.server import FakeServer
 from gpujobs import controller
 from gpujobs import settings as gpujobs_settings
-from gpujobs.controller import Controller
+from gpujobs.controller_record import Controller
 from gpujobs.ledger import open_ledger
 from gpujobs.settings import Settings
 from tests.cloud import Control

@@ -10,8 +10,8 @@ from typing import Any
 
 import requests
 
-from gpujobs import controller, prefect_api, process
-from gpujobs.controller import Controller
+from gpujobs import controller_record, prefect_api, process
+from gpujobs.controller_record import Controller
 from gpujobs.errors import Unavailable
 from gpujobs.ledger import Ledger
 from gpujobs.ledger_rows import Run
@@ -117,7 +117,7 @@ class Desk:
 
     def controller(self) -> Controller:
         """The controller as its record has it."""
-        found = controller.status(self.settings)
+        found = controller_record.status(self.settings)
         assert found is not None
         return found
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from gpujobs import controller, prefect_api, process, worker
-from gpujobs.controller import Controller
+from gpujobs import controller, controller_record, prefect_api, process, worker
+from gpujobs.controller_record import Controller
 from gpujobs.errors import Busy, GpujobsError
 from gpujobs.prefect_login import login
 from gpujobs.settings import Settings
@@ -58,7 +58,7 @@ def test_two_first_ups_start_one_controller_and_down_leaves_no_process(bare: Set
     assert prefect_api.api_url(bare) == found[0].url
     assert controller.down(bare) is True
     assert (process.started(found[0].server_pid), process.started(found[0].worker_pid)) == ("", "")
-    assert controller.status(bare) is None
+    assert controller_record.status(bare) is None
     assert controller.down(bare) is False
 
 
@@ -116,7 +116,7 @@ def test_record_of_a_process_that_is_gone_counts_as_none(bare: Settings) -> None
 def test_broken_record_is_an_error_that_names_it(bare: Settings) -> None:
     (bare.home / "controller.json").write_text("{")
     with pytest.raises(GpujobsError, match=r"controller\.json is not readable"):
-        controller.status(bare)
+        controller_record.status(bare)
     (bare.home / "controller.json").unlink()
 
 

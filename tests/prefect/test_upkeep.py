@@ -38,9 +38,11 @@ def server(told: list[str], *, pending: Sequence[UUID] = (), moved: bool = False
     app, long_ago = FastAPI(), datetime(2026, 1, 1, tzinfo=UTC).isoformat()
 
     @app.post("/api/flow_runs/filter")
-    def _list() -> list[dict[str, Any]]:
+    def _list(wanted: dict[str, Any]) -> list[dict[str, Any]]:
         state = {"id": str(UUID(int=4)), "type": "PENDING", "message": taken_by("gone"), "timestamp": long_ago}
-        return [{"id": str(one), "flow_id": str(UUID(int=3)), "state": state} for one in pending]
+        return [{"id": str(one), "flow_id": str(UUID(int=3)), "state": state} for one in pending][
+            wanted["offset"] : wanted["offset"] + (wanted["limit"] or 200)
+        ]
 
     @app.get("/api/flow_runs/{flow_run_id}")
     def _read(flow_run_id: UUID) -> dict[str, Any]:
@@ -96,6 +98,17 @@ def test_a_run_that_lost_its_driver_is_gone_on_with_and_not_begun_anew(
 
     asyncio.run(asyncio.wait_for(look_after(), 60))
     assert seated == [(TAKEN, True)]
+
+
+def test_of_more_runs_than_the_server_lists_at_once_all_are_looked_after(host: Host) -> None:
+    pending = [UUID(int=100 + number) for number in range(250)]
+
+    async def look_after() -> None:
+        async with PatientClient(server([], pending=[*pending, TAKEN]), clock=host.clock) as client:
+            upkeep = Upkeep(host, Floor(host, client), client, tend=bool)
+            assert [one.id for one in await upkeep._unended()] == [*pending, TAKEN]
+
+    asyncio.run(asyncio.wait_for(look_after(), 60))
 
 
 def test_a_state_is_not_told_of_a_flow_run_that_has_got_another_since_it_was_listed(host: Host) -> None:
