@@ -52,10 +52,27 @@ def test_it_is_listed_told_of_and_begun_once_there_is_a_host(
     hostless.ask("DELETE", f"/flow_runs/{later}")
 
 
-def test_it_is_cancelled_before_it_begins(hostless: Desk, truth: Control, capsys: pytest.CaptureFixture[str]) -> None:
-    run_id, flow_run_id = hostless.submit("echo hello")
-    assert main(["cancel", run_id]) == 0
-    assert f"run {run_id} (t) was cancelled before it began; nothing was rented" in capsys.readouterr().out
+def test_a_run_that_waits_for_its_retry_is_listed_once(
+    desk: Desk, truth: Control, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id, flow_run_id = desk.submit("exit 3")
+    assert desk.ended(flow_run_id)[0] == "FAILED"
+    end_host(desk, signal.SIGTERM)
+    again = {"type": "SCHEDULED", "name": "AwaitingRetry"}
+    desk.ask("POST", f"/flow_runs/{flow_run_id}/set_state", {"state": again, "force": True})
+    assert main(["ls", "--json"]) == 0
+    assert [run["state"] for run in json.loads(capsys.readouterr().out) if run["id"] == run_id] == ["failed"]
+    controller.up(desk.settings)
+    assert desk.ended(flow_run_id)[0] == "FAILED"
+    assert starts_and_left(truth, run_id) == (2, [])
+
+
+def test_it_is_cancelled_by_its_name_before_it_begins(
+    hostless: Desk, truth: Control, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id, flow_run_id = hostless.submit("echo hello", name="waits-alone")
+    assert main(["cancel", "waits-alone"]) == 0
+    assert f"run {run_id} (waits-alone) was cancelled before it began; nothing was rented" in capsys.readouterr().out
     assert hostless.ended(flow_run_id)[0] == "CANCELLED"
     controller.up(hostless.settings)
     assert starts_and_left(truth, run_id) == (0, [])
