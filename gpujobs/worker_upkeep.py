@@ -220,9 +220,14 @@ def _types(*types: StateType) -> FlowRunFilterState:
 
 
 def _missed_end(flow_run: FlowRun, run: Run | None) -> State[Any] | None:
-    """Give the end of a run that ended after its flow run got its state; else it has been sent on its way again."""
-    since = flow_run.state.timestamp if flow_run.state else None
-    if run is None or run.state not in ENDED or not since or not run.ended_at or since >= run.ended_at:
+    """Give the end of a run that ended after its flow run got its state; else it has been sent on its way again.
+
+    What we called Running again may have ended in that very moment, before its state.
+    """
+    state = flow_run.state
+    if run is None or run.state not in ENDED or run.ended_at is None or state is None:
+        return None
+    if state.timestamp >= run.ended_at and state.message not in {NO_SUSPENSION, NOT_CRASHED}:
         return None
     return end_state(run.state, run.error, run.cost_cny)
 

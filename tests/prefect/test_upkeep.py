@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.responses import WorkerFlowRunResponse
 from prefect.settings import PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
-from prefect.states import Scheduled
+from prefect.states import Running, Scheduled
 from prefect.workers.base import BaseWorker
 
 from gpujobs import lifecycle
@@ -21,7 +21,7 @@ from gpujobs.prefect_api import run_id_of
 from gpujobs.prefect_client import PatientClient
 from gpujobs.worker import Worker
 from gpujobs.worker_floor import Floor
-from gpujobs.worker_upkeep import Upkeep, taken_by
+from gpujobs.worker_upkeep import NO_SUSPENSION, NOT_CRASHED, Upkeep, _missed_end, taken_by
 from tests.cloud import recipe_for
 
 REFUSED, TAKEN = UUID(int=1), UUID(int=2)
@@ -151,6 +151,18 @@ def test_a_flow_run_that_is_retried_before_its_last_life_is_over_is_not_taken_un
             return found
 
     assert asyncio.run(asyncio.wait_for(take_twice(), 60)) == [0, 1]
+
+
+@pytest.mark.parametrize(("message", "tells"), [(NOT_CRASHED, True), (NO_SUSPENSION, True), (None, False)])
+def test_a_run_that_ended_as_it_was_called_running_again_is_told_to_have_ended(
+    host: Host, message: str | None, tells: bool
+) -> None:
+    run_id, now = run_id_of(str(TAKEN)), host.clock.now()
+    lifecycle.open_run(host, recipe_for("autodl"), run_id=run_id, flow_run_id=str(TAKEN))
+    host.ledger.update_run(run_id, state="succeeded", ended_at=now)
+    running: State[Any] = Running(message=message, timestamp=now + timedelta(seconds=1))
+    missed = _missed_end(FlowRun(id=TAKEN, flow_id=UUID(int=3), state=running), host.ledger.get_run(run_id))
+    assert (missed is not None and missed.is_completed()) == tells
 
 
 @pytest.mark.parametrize(("ledger_state", "tells"), [("running", ["RUNNING"]), ("failed", []), ("submitted", [])])
