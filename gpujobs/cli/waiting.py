@@ -97,8 +97,8 @@ def find_begun(found: Settings, ledger: "Ledger", word: str, reporter: TerminalR
         return find_run(ledger, word)
     except BadInput as error:
         one = find_waiting(found, ledger, word, error)
-    reporter.say(f"run {one.run_id} ({one.name}) waits for a host")
     with Interrupts() as interrupts:
+        reporter.say(f"run {one.run_id} ({one.name}) waits for a host")
         run = await_begun(ledger, one.run_id, FlowRunWatch(one.api, one.flow_run_id, reporter), interrupts)
     if run is None:
         raise Cancelled(f"no longer waiting; run {one.run_id} still waits for a host")

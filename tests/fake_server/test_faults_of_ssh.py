@@ -65,8 +65,17 @@ def box(real: Wires) -> Iterator[Box]:
 
 
 def read_all(client: paramiko.SSHClient, command: str) -> bytes:
-    _, stdout, _ = client.exec_command(command, timeout=30)
-    return stdout.read()
+    """Read all that comes; with so much room that the client says nothing meanwhile, which would fail after a reset.
+
+    A client that is slower than the reset would lose by that what its kernel still holds for it.
+    """
+    transport = client.get_transport()
+    assert transport is not None
+    channel = transport.open_session(window_size=2**26)
+    channel.settimeout(30)
+    channel.exec_command(command)
+    with channel.makefile() as stdout:
+        return bytes(stdout.read())
 
 
 def test_a_line_without_faults_passes_every_byte(box: Box) -> None:
