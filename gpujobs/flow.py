@@ -4,11 +4,12 @@ import asyncio
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from prefect import flow, task
@@ -38,6 +39,7 @@ from gpujobs.prefect_api import run_id_of
 from gpujobs.prefect_blocks import PrefectBlocks
 from gpujobs.recipe import Recipe
 
+PUT_BACK = "the host that took it died before it began"
 DRAIN_S = 25.0  # Prefect kills a cancelled process after 30 s
 LINES_S = 2.0
 
@@ -76,8 +78,9 @@ async def run_recipe(recipe: Recipe) -> State[Any]:
         if begun_before:
             await catch_up(log, seat.host, run_id, context.flow_run.id, context.client)
         page = Page(seat.host, run_id, context.flow_run, context.client, reporter=log, known=begun_before)
+        history = partial(context.client.read_flow_run_states, context.flow_run.id)
         async with page.kept():
-            state = await Driver(seat, run_id, log, reporter=page).run(recipe, flow_run_id)
+            state = await Driver(seat, run_id, log, reporter=page, history=history).run(recipe, flow_run_id)
         await drained(LINES_S)  # the UI looks for no more lines of a run that has ended
         return state
 
@@ -119,10 +122,21 @@ def _sigterm_cancels() -> Iterator[None]:
 class Driver:
     """Drives one run on an event loop. A cancelled coroutine stops the run, and still sees its steps to their end."""
 
-    def __init__(self, seat: Seat, run_id: str, log: RunLog, *, reporter: Reporter) -> None:
-        """Take where to run, what, and where to tell of it: `reporter` passes on to `log`."""
+    def __init__(
+        self,
+        seat: Seat,
+        run_id: str,
+        log: RunLog,
+        *,
+        reporter: Reporter,
+        history: Callable[[], Awaitable[Iterable[State[Any]]]],
+    ) -> None:
+        """Take where to run, what, and where to tell of it: `reporter` passes on to `log`.
+
+        `history` gives the states that the flow run has had.
+        """
         self._host, self._stop, self._run_id, self._log = seat.host, seat.stop, run_id, log
-        self._reporter, self._told_stop = reporter, False
+        self._reporter, self._told_stop, self._history = reporter, False, history
         self._resumes, self._sent_at = seat.resumes, seat.sent_at
         self._unended = False
         self._drained_at: float | None = None  # when a cancelled run must have ended
@@ -131,7 +145,7 @@ class Driver:
         """Run the recipe to its end and say how it ended, as Prefect's state."""
         try:
             known: Run = await self._in_thread(lambda: self._open(recipe, flow_run_id))
-            if known.state in ENDED and (self._resumes or self._was_sent_before_its_end(known)):
+            if known.state in ENDED and not await self._is_retried(known):
                 return end_state(known.state, known.error, known.cost_cny)
             self._unended = known.state not in ENDED  # if it ends before we claim it, another host has run it
             outcome = await self.drive()
@@ -146,12 +160,15 @@ class Driver:
             return Cancelled(message=f"cancelled; it had failed: {outcome.error}")
         return end_state(outcome.state, outcome.error, outcome.cost_cny)
 
-    def _was_sent_before_its_end(self, known: Run) -> bool:
-        """Say whether another host has done the run meanwhile; else it is over because it is retried.
+    async def _is_retried(self, known: Run) -> bool:
+        """Say whether a run that is over was sent on its way again; else another host has done it meanwhile.
 
         A host that is slow to begin may look dead: the flow run is sent on its way again, and both come to begin it.
+        What a host says of taking a flow run may reach the server late, when another has taken it and done it.
         """
-        return self._sent_at is not None and known.ended_at is not None and self._sent_at < known.ended_at
+        if self._resumes or (self._sent_at and known.ended_at and self._sent_at < known.ended_at):
+            return False
+        return was_sent_again(await self._history())
 
     def _open(self, recipe: Recipe, flow_run_id: str) -> Run:
         lifecycle.open_run(self._host, recipe, run_id=self._run_id, flow_run_id=flow_run_id)
@@ -249,6 +266,16 @@ class Driver:
             self._log.logger.info("output %s: %s", name, path)
         self._log.logger.info("the job's log: %s", outcome.log)
         self._log.logger.info("%s; %d machines alive", _cost(outcome.cost_cny), outcome.machines_alive)
+
+
+def was_sent_again(states: Iterable[State[Any]]) -> bool:
+    """Say whether somebody sent a flow run on its way again after its last end; that we put it back does not count."""
+    for state in sorted(states, key=lambda one: one.timestamp, reverse=True):
+        if state.is_final():
+            return False
+        if state.is_scheduled() and state.message != PUT_BACK:
+            return True
+    return False
 
 
 def end_state(state: str, error: str, cost_cny: float | None) -> State[Any]:

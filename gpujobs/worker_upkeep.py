@@ -24,7 +24,7 @@ from prefect.logging.loggers import flow_run_logger
 from prefect.states import Cancelled, Running, Scheduled
 
 from gpujobs import errors, reaper
-from gpujobs.flow import end_state, run_recipe
+from gpujobs.flow import PUT_BACK, end_state, run_recipe
 from gpujobs.flow_log import RunLog
 from gpujobs.flow_page import tell_end
 from gpujobs.flow_work import in_thread
@@ -234,12 +234,14 @@ def _missed_end(flow_run: FlowRun, run: Run | None) -> State[Any] | None:
 
 def _unbegun(flow_run: FlowRun, run: Run | None, *, orphan: bool) -> State[Any] | None:
     """Give the state for a flow run that no host has begun: Cancelled if it was, or back in the queue if `orphan`."""
+    kind = flow_run.state.type if flow_run.state else None
     if run is not None and run.state == "running":
         return None
-    if flow_run.state is not None and flow_run.state.type == StateType.CANCELLING:
+    if kind == StateType.CANCELLING:
         return Cancelled(message="cancelled before it began")
-    if orphan and (run is None or run.state == "submitted"):
-        return Scheduled(message="the host that took it died before it began")
+    over = run is not None and run.state in ENDED  # and retried, or taken too late by a host that has died since
+    if orphan and (kind == StateType.PENDING or not over):
+        return Scheduled(message=PUT_BACK)
     return None
 
 

@@ -267,9 +267,16 @@ MUTATIONS = (
     Mutation(
         guard="a run that another host has ended meanwhile is not begun anew",
         file="gpujobs/flow.py",
-        old=" and self._sent_at < known.ended_at\n",
-        new=" and False\n",
+        old=" and self._sent_at < known.ended_at):\n",
+        new=" and False):\n",
         tests=("tests/prefect/test_retry.py -k another_host_has_done",),
+    ),
+    Mutation(
+        guard="a run that was taken too late is not taken for one that is retried",
+        file="gpujobs/flow.py",
+        old="        return was_sent_again(await self._history())\n",
+        new="        return True\n",
+        tests=("tests/prefect/test_retry.py -k came_after_the_runs_end",),
     ),
     Mutation(
         guard="offers in doubt come behind all others",

@@ -4,13 +4,18 @@ import asyncio
 import logging
 import threading
 import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
+from prefect.client.schemas.objects import State
+from prefect.states import AwaitingRetry, Completed, Pending, Running, Scheduled
 
 from gpujobs import flow, lifecycle
 from gpujobs.clock import StopToken
 from gpujobs.errors import BadInput
-from gpujobs.flow import Driver, Seat
+from gpujobs.flow import PUT_BACK, Driver, Seat, was_sent_again
 from gpujobs.flow_log import RunLog
 from gpujobs.flow_work import Done, Work
 from gpujobs.host import Host
@@ -22,7 +27,12 @@ FLOW_RUN_ID = str(uuid.UUID(int=7))
 
 def driver_on(host: Host, stop: StopToken, *, resumes: bool = False) -> Driver:
     log = RunLog(logging.getLogger("run"), where="")
-    return Driver(Seat(host=host, stop=stop, resumes=resumes), run_id_of(FLOW_RUN_ID), log, reporter=log)
+    seat = Seat(host=host, stop=stop, resumes=resumes)
+    return Driver(seat, run_id_of(FLOW_RUN_ID), log, reporter=log, history=no_history)
+
+
+async def no_history() -> Sequence[State[Any]]:
+    return ()
 
 
 def test_cancelled_coroutine_stops_the_run_and_still_sees_its_work_end(host: Host) -> None:
@@ -68,6 +78,27 @@ def test_resumed_run_that_is_over_by_now_stays_as_it_is(host: Host, control: Con
     state = asyncio.run(driver_on(host, StopToken(), resumes=True).run(recipe, FLOW_RUN_ID))
     assert (state.is_cancelled(), state.message) == (True, "the reaper ended it")
     assert control.machines() == []
+
+
+RETRIED: State[Any] = AwaitingRetry()
+BACK: State[Any] = Scheduled(message=PUT_BACK)
+
+
+@pytest.mark.parametrize(
+    ("states", "again"),
+    [
+        ([Scheduled(), Pending(), Running(), Completed(), Pending(), Running()], False),
+        ([Scheduled(), Pending(), Running(), Completed(), BACK, Pending(), Running()], False),
+        ([Scheduled(), Pending(), Running(), Completed(), RETRIED, Pending(), Running()], True),
+        ([Scheduled(), Pending(), Running(), Completed(), RETRIED, Pending(), BACK, Pending(), Running()], True),
+        ([], False),
+    ],
+    ids=["taken too late", "put back by us", "retried", "retried and put back", "unknown"],
+)
+def test_of_a_run_that_is_over_only_a_retry_is_a_new_attempt(states: list[State[Any]], again: bool) -> None:
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    given = [state.model_copy(update={"timestamp": at + timedelta(seconds=n)}) for n, state in enumerate(states)]
+    assert was_sent_again(given) == again
 
 
 def test_work_is_done_once_and_its_error_is_given_not_raised() -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from gpujobs import controller, prefect_api
 from gpujobs.prefect_api import run_id_of
-from gpujobs.worker_upkeep import NOT_CRASHED
+from gpujobs.worker import worker_name
+from gpujobs.worker_upkeep import NOT_CRASHED, taken_by
 from tests.cloud import Control, recipe_for
 from tests.prefect.desk import Desk, end_host, starts_and_left, until
 from tests.prefect.test_page import say_go
@@ -131,5 +132,19 @@ def test_a_run_that_another_host_has_done_meanwhile_is_not_done_again(desk: Desk
     assert desk.ended(flow_run_id)[0] == "COMPLETED"
     desk.ledger.update_run(run_id, ended_at=datetime.now(UTC) + timedelta(hours=1))  # after it was sent once more
     retry(desk, flow_run_id, force=True)
+    assert desk.state(flow_run_id, {"COMPLETED"})[0] == "COMPLETED"
+    assert starts_and_left(truth, run_id) == (1, [])
+
+
+def test_a_host_whose_word_of_taking_a_run_came_after_the_runs_end_does_not_do_it_again(
+    desk: Desk, truth: Control
+) -> None:
+    run_id, flow_run_id = desk.submit("echo once")
+    assert desk.ended(flow_run_id)[0] == "COMPLETED"
+    end_host(desk, signal.SIGTERM)
+    taken = {"type": "PENDING", "message": taken_by(worker_name(desk.settings))}
+    desk.ask("POST", f"/flow_runs/{flow_run_id}/set_state", {"state": taken})
+    assert desk.state(flow_run_id, {"PENDING"})[0] == "PENDING"
+    controller.up(desk.settings)
     assert desk.state(flow_run_id, {"COMPLETED"})[0] == "COMPLETED"
     assert starts_and_left(truth, run_id) == (1, [])
