@@ -23,10 +23,10 @@ REAPER = "reap/reap"
 POOL = "gpujobs"  # and the type of the pool
 _TIMEOUT_S = (5.0, 30.0)
 _BUSY = {429, 503}  # SQLite under many writers
-_BUSY_S = 60.0
+BUSY_S = 60.0
 _AHEAD = timedelta(seconds=60)  # by as much another machine's clock may be ahead
 _QUIET = timedelta(seconds=90)  # a host gives a sign of life every 30 s
-_PAGE = 200  # what Prefect gives at most
+PAGE = 200  # what Prefect gives at most
 _TOLD_CHARS = 300
 _DICE = random.Random()  # noqa: S311 - for jitter, not for secrets
 
@@ -69,7 +69,7 @@ def submit(settings: Settings, api: str, recipe: Recipe, wait_s: float = 60.0) -
     return run_id_of(flow_run_id), flow_run_id
 
 
-def waiting(api: str, within_s: float = _BUSY_S) -> Sequence[Mapping[str, Any]]:
+def waiting(api: str, within_s: float = BUSY_S) -> Sequence[Mapping[str, Any]]:
     """Give the flow runs of recipes in our pool that are due and that no host has begun: their id, name, state, tags.
 
     Those that a schedule will bring some day are not among them. A server that does not answer gets `within_s`.
@@ -81,13 +81,13 @@ def waiting(api: str, within_s: float = _BUSY_S) -> Sequence[Mapping[str, Any]]:
         },
         "flows": {"name": {"any_": [DEPLOYMENT.partition("/")[0]]}},
         "work_pools": {"name": {"any_": [POOL]}},
-        "limit": _PAGE,
+        "limit": PAGE,
     }
     found: list[Mapping[str, Any]] = []
     while True:
         page = ask(api, "POST", "/flow_runs/filter", {**wanted, "offset": len(found)}, within_s)
         found += page
-        if len(page) < _PAGE:
+        if len(page) < PAGE:
             return found
 
 
@@ -124,7 +124,7 @@ def logs(api: str, flow_run_id: str, offset: int = 0) -> Sequence[str]:
         api,
         "POST",
         "/logs/filter",
-        {"logs": {"flow_run_id": {"any_": [flow_run_id]}}, "sort": "TIMESTAMP_ASC", "offset": offset, "limit": _PAGE},
+        {"logs": {"flow_run_id": {"any_": [flow_run_id]}}, "sort": "TIMESTAMP_ASC", "offset": offset, "limit": PAGE},
     )
     return [str(line["message"]) for line in found]
 
@@ -204,7 +204,7 @@ def deployment_id(api: str, name: str, deadline: float) -> str:
         time.sleep(0.1)
 
 
-def ask(api: str, method: str, path: str, body: Mapping[str, Any] | None = None, within_s: float = _BUSY_S) -> Any:
+def ask(api: str, method: str, path: str, body: Mapping[str, Any] | None = None, within_s: float = BUSY_S) -> Any:
     """Ask once, and again while the server is only too busy: what is asked must be such that it may be asked twice.
 
     Raises NotFound, BadInput where the server refuses the values, BadCredentials, Unavailable; the last after
@@ -214,7 +214,7 @@ def ask(api: str, method: str, path: str, body: Mapping[str, Any] | None = None,
 
 
 def _reply(
-    api: str, method: str, path: str, body: Mapping[str, Any] | None, within_s: float = _BUSY_S
+    api: str, method: str, path: str, body: Mapping[str, Any] | None, within_s: float = BUSY_S
 ) -> requests.Response:
     """Ask once, and again while the server is only too busy: all that is asked here may be asked twice."""
     deadline = time.monotonic() + within_s

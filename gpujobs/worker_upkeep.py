@@ -30,7 +30,7 @@ from gpujobs.flow_page import tell_end
 from gpujobs.flow_work import in_thread
 from gpujobs.host import Host
 from gpujobs.ledger_rows import ENDED, Run
-from gpujobs.prefect_api import POOL, run_id_of
+from gpujobs.prefect_api import PAGE, POOL, run_id_of
 from gpujobs.prefect_client import PatientClient
 from gpujobs.worker_deleted import Deleted
 from gpujobs.worker_floor import Floor
@@ -46,7 +46,6 @@ NO_SUSPENSION = (
     "cancel it to stop paying, and retry it later"
 )
 NOT_CRASHED = "the run had not crashed: it goes on, on the machine that it has"
-_PAGE = 200  # what Prefect gives at most
 _SLOWEST_S = 30.0  # between two tries of what fails
 TRIES = 3  # resuming what will not go on; after that it is the reaper's
 
@@ -164,11 +163,11 @@ class Upkeep:
                 flow_filter=FlowFilter(name=FlowFilterName(any_=[run_recipe.name])),
                 work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL])),
                 flow_run_filter=FlowRunFilter(state=_types(StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)),
-                limit=_PAGE,
+                limit=PAGE,
                 offset=len(found),
             )
             found += page
-            if len(page) < _PAGE:
+            if len(page) < PAGE:
                 return found
 
     async def _mend(self, flow_run: FlowRun, *, orphan: bool) -> None:

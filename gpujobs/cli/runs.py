@@ -55,7 +55,7 @@ def _waiting(settings: Settings, states: Collection[str], out: Output) -> Sequen
             return []
         from gpujobs.cli.waiting import waiting_runs  # noqa: PLC0415 - brings requests
 
-        given = waiting_runs(settings, (), _SOON_S)
+        given = waiting_runs(settings, _SOON_S)
     except GpujobsError as error:
         out.tell(f"whether more runs wait for a host is not known: {error}")
         return []

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -49,15 +49,14 @@ class Waiting:
         )
 
 
-def waiting_runs(found: Settings, begun: Collection[str], within_s: float | None = None) -> Sequence[Waiting]:
-    """Give the runs that are due, and not among those `begun`, newest first; none where there is no server.
+def waiting_runs(found: Settings, within_s: float = prefect_api.BUSY_S) -> Sequence[Waiting]:
+    """Give the runs that are due, newest first, also those that wait for their retry; none where there is no server.
 
-    Raises GpujobsError where there is a server, and it does not tell, in `within_s` seconds if they are given.
+    Raises GpujobsError where there is a server, and it does not tell in `within_s`.
     """
     api = controller_record.server_url(found)
     if api is None:
         return []
-    given = prefect_api.waiting(api) if within_s is None else prefect_api.waiting(api, within_s)
     runs = [
         Waiting(
             run_id=run_id_of(one["id"]),
@@ -67,9 +66,9 @@ def waiting_runs(found: Settings, begun: Collection[str], within_s: float | None
             flow_run_id=one["id"],
             api=api,
         )
-        for one in given
+        for one in prefect_api.waiting(api, within_s)
     ]
-    return sorted((one for one in runs if one.run_id not in begun), key=lambda one: one.due_at, reverse=True)
+    return sorted(runs, key=lambda one: one.due_at, reverse=True)
 
 
 def find_waiting(found: Settings, ledger: "Ledger", word: str, unknown: BadInput) -> Waiting:
@@ -80,7 +79,7 @@ def find_waiting(found: Settings, ledger: "Ledger", word: str, unknown: BadInput
     """
     begun = {run.id for run in ledger.list_runs()}
     try:
-        runs = waiting_runs(found, begun)
+        runs = [one for one in waiting_runs(found) if one.run_id not in begun]
     except GpujobsError as error:
         raise GpujobsError(f"{unknown}; whether it waits for a host is not known: {error}") from error
     named = [one for one in runs if word in {one.run_id, one.name}]
